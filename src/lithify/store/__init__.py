@@ -1,0 +1,1 @@
+"""The local content store: an OCI image layout on disk, plus the caches."""

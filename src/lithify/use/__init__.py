@@ -1,0 +1,1 @@
+"""Use: what is done with an image in the store (run, list, inspect, export)."""
