@@ -29,9 +29,7 @@ class Platform:
 
 
 LINUX_AMD64 = Platform("linux", "amd64", "amd64", "x86_64-linux-gnu", "x86_64", "x86_64-manylinux_2_40", 62)
-LINUX_ARM64 = Platform(
-    "linux", "arm64", "arm64", "aarch64-linux-gnu", "aarch64", "aarch64-manylinux_2_40", 183
-)
+LINUX_ARM64 = Platform("linux", "arm64", "arm64", "aarch64-linux-gnu", "aarch64", "aarch64-manylinux_2_40", 183)
 PLATFORMS = {str(p): p for p in (LINUX_AMD64, LINUX_ARM64)}
 
 
@@ -45,9 +43,7 @@ def parse_platform(text: str) -> Platform:
         return PLATFORMS[text]
     except KeyError:
         known = ", ".join(PLATFORMS)
-        raise InputError(
-            f"unknown platform `{text}`", hint=f"the platforms that can be built are {known}"
-        ) from None
+        raise InputError(f"unknown platform `{text}`", hint=f"the platforms that can be built are {known}") from None
 
 
 def host_platform() -> Platform:

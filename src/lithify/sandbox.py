@@ -106,9 +106,7 @@ def bubblewrap() -> str:
     candidates = [path for path in (shutil.which("bwrap"), _bundled()) if path]
     complaints = []
     for path in candidates:
-        version = subprocess.run(
-            [path, "--version"], capture_output=True, text=True, check=False
-        ).stdout.split()
+        version = subprocess.run([path, "--version"], capture_output=True, text=True, check=False).stdout.split()
         if not version or tuple(int(n) for n in version[-1].split(".")[:2]) < (0, 11):
             complaints.append(f"{path}: version {version[-1] if version else 'unknown'} is older than 0.11")
             continue

@@ -129,9 +129,7 @@ def read_family(start: Path) -> Family:
     try:
         document = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
-        raise InputError(
-            f"{path}: not valid TOML: {error}", hint="see https://toml.io for the format"
-        ) from error
+        raise InputError(f"{path}: not valid TOML: {error}", hint="see https://toml.io for the format") from error
     return _Reader(path, text).family(document)
 
 
@@ -162,9 +160,9 @@ class _Reader:
                 start = number
             if stripped.startswith("[") and last in stripped.strip("[]").replace('"', "").split("."):
                 return number
-            if number >= start and stripped.split("=")[0].strip().strip("\"'") == last and "=" in stripped:
-                if not parents or start:
-                    return number
+            is_set = "=" in stripped and stripped.split("=")[0].strip().strip("\"'") == last
+            if is_set and number >= start and (start or not parents):
+                return number
         return start or None
 
     def table(self, value: object, where: str, known: tuple[str, ...]) -> dict[str, Any]:
@@ -173,9 +171,7 @@ class _Reader:
         for key in value:
             if key not in known:
                 raise self.error(
-                    f"unknown key `{key}` in [{where.replace(chr(0), '.')}]"
-                    if where
-                    else f"unknown key `{key}`",
+                    f"unknown key `{key}` in [{where.replace(chr(0), '.')}]" if where else f"unknown key `{key}`",
                     f"{where}\0{key}" if where else key,
                     hint=_nearest(key, known) or f"the keys known here are {', '.join(known)}",
                 )
@@ -233,8 +229,7 @@ class _Reader:
                 raise self.error(
                     f"unknown platform `{name}`",
                     "family\0platforms",
-                    hint=_nearest(name, PLATFORMS)
-                    or f"the platforms that can be built are {', '.join(PLATFORMS)}",
+                    hint=_nearest(name, PLATFORMS) or f"the platforms that can be built are {', '.join(PLATFORMS)}",
                 )
         return tuple(parse_platform(name) for name in sorted(set(names)))
 

@@ -38,9 +38,7 @@ class Settings:
     sources: Mapping[str, str] = field(default_factory=dict)
 
 
-def read_settings(
-    *, store: Path | None = None, jobs: int | None = None, offline: bool | None = None
-) -> Settings:
+def read_settings(*, store: Path | None = None, jobs: int | None = None, offline: bool | None = None) -> Settings:
     """The settings of this machine, with what the caller asks for on top.
 
     Raises:
@@ -77,9 +75,7 @@ def _with_file(settings: Settings, path: Path) -> Settings:
         raise InputError(f"{path} cannot be read: {error}") from error
     for key in document:
         if key not in ("store", "jobs", "offline", "sources"):
-            raise InputError(
-                f"{path}: unknown key `{key}`", hint="known are store, jobs, offline and [sources]"
-            )
+            raise InputError(f"{path}: unknown key `{key}`", hint="known are store, jobs, offline and [sources]")
     sources = document.get("sources", {})
     if not isinstance(sources, dict) or not all(isinstance(value, str) for value in sources.values()):
         raise InputError(f"{path}: [sources] must hold addresses, each a text")
@@ -101,7 +97,5 @@ def _jobs(value: object, where: str) -> int:
         if jobs < 1:
             raise ValueError
     except (TypeError, ValueError):
-        raise InputError(
-            f"{where}: the number of jobs must be a whole number from 1 up, found {value!r}"
-        ) from None
+        raise InputError(f"{where}: the number of jobs must be a whole number from 1 up, found {value!r}") from None
     return int(jobs)

@@ -214,18 +214,13 @@ class Store:
             raise InputError(f"`{name}` may be {' or '.join(short)}", hint="give the whole name")
         for descriptor in images.values():
             if descriptor.digest == name or (
-                len(name) >= 7
-                and descriptor.digest.removeprefix("sha256:").startswith(name.removeprefix("sha256:"))
+                len(name) >= 7 and descriptor.digest.removeprefix("sha256:").startswith(name.removeprefix("sha256:"))
             ):
                 return descriptor
         import difflib
 
         close = difflib.get_close_matches(name, list(images), n=1)
-        hint = (
-            f"did you mean `{close[0]}`?"
-            if close
-            else f"`lithify build {name}` makes it; `lithify list` shows all"
-        )
+        hint = f"did you mean `{close[0]}`?" if close else f"`lithify build {name}` makes it; `lithify list` shows all"
         raise InputError(f"no image `{name}` in the store {self.root}", hint=hint)
 
     def name_image(self, name: str, descriptor: oci.Descriptor) -> None:
@@ -322,7 +317,7 @@ def friendly_disk_errors(root: Path) -> Iterator[None]:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise HostError(
                 f"no space is left for the store {root}",
-                hint="free some, or put the store on another disk with --store or LITHIFY_STORE; nothing is half-written",
+                hint="free some, or put the store on another disk with --store or LITHIFY_STORE",
             ) from error
         if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
             raise HostError(

@@ -52,15 +52,9 @@ def header(entry: Entry) -> bytes:
         extended += _record(b"size", b"%d" % entry.size)
     blocks = b""
     if extended:
-        blocks = (
-            _ustar(b"././@PaxHeader", 0o644, 0, 0, len(extended), 0, b"x", b"")
-            + extended
-            + padding(len(extended))
-        )
+        blocks = _ustar(b"././@PaxHeader", 0o644, 0, 0, len(extended), 0, b"x", b"") + extended + padding(len(extended))
     size = entry.size if entry.size <= _MAX_OCTAL_SIZE else 0
-    return blocks + _ustar(
-        path[:100], mode, entry.uid, entry.gid, size, entry.mtime, _TYPEFLAG[entry.kind], link[:100]
-    )
+    return blocks + _ustar(path[:100], mode, entry.uid, entry.gid, size, entry.mtime, _TYPEFLAG[entry.kind], link[:100])
 
 
 def padding(size: int) -> bytes:
@@ -79,9 +73,7 @@ def parents(paths: Iterable[str]) -> list[str]:
     return sorted(found)
 
 
-def _ustar(
-    path: bytes, mode: int, uid: int, gid: int, size: int, mtime: int, typeflag: bytes, link: bytes
-) -> bytes:
+def _ustar(path: bytes, mode: int, uid: int, gid: int, size: int, mtime: int, typeflag: bytes, link: bytes) -> bytes:
     block = b"%-100b%07o\0%07o\0%07o\0%011o\0%011o\0        %b%bustar\x0000" % (
         path.ljust(100, b"\0"),
         mode,
