@@ -112,3 +112,37 @@ def stream(members: Iterable[tuple[Entry, Iterable[bytes]]]) -> Iterator[bytes]:
             raise ValueError(f"{entry.path}: {entry.size} bytes announced, {written} found")
         if pad := padding(written):
             yield pad
+
+
+def members(data: bytes) -> Iterator[tuple[str, int, int]]:
+    """The members of a tar slice that `stream` wrote: path, and where its blocks (headers and content) start and end.
+
+    Raises:
+        ValueError: for a slice that is cut or that `stream` did not write.
+    """
+    start = offset = 0
+    extended: dict[bytes, bytes] = {}
+    while offset < len(data):
+        block = data[offset : offset + BLOCK]
+        if len(block) < BLOCK:
+            raise ValueError(f"a tar slice ends inside a header, at {offset}")
+        size = int(block[124:135], 8)
+        content = offset + BLOCK
+        if block[156:157] == b"x":
+            extended = dict(_records(data[content : content + size]))
+            offset = content + size + len(padding(size))
+            continue
+        path = extended.get(b"path", block[:100].rstrip(b"\0")).decode("utf-8", "surrogateescape")
+        size = int(extended.get(b"size", size))
+        offset = content + size + len(padding(size))
+        yield path.rstrip("/"), start, offset
+        start, extended = offset, {}
+
+
+def _records(data: bytes) -> Iterator[tuple[bytes, bytes]]:
+    while data:
+        length, _, _ = data.partition(b" ")
+        record = data[len(length) + 1 : int(length) - 1]
+        key, _, value = record.partition(b"=")
+        yield key, value
+        data = data[int(length) :]
