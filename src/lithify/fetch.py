@@ -340,7 +340,7 @@ class _Downloads:
         longest = self.patience.longest_pause
         if asked is not None:
             return min(asked, longest)
-        return min(self.patience.pause * 2 ** (failures - 1), longest) * random.uniform(0.75, 1.25)
+        return min(self.patience.pause * 2.0 ** (failures - 1), longest) * random.uniform(0.75, 1.25)
 
     def attempt(self, client: httpx.Client, package: Package, partial: Path) -> None:
         """Go on from what ``partial`` holds, to the end."""
@@ -492,8 +492,7 @@ def _retry_after(value: str) -> float | None:
         moment = email.utils.parsedate_to_datetime(value)
     except ValueError:
         return None
-    seconds: float = moment.timestamp() - time.time()
-    return max(0.0, seconds)
+    return max(0.0, moment.timestamp() - time.time())
 
 
 def _said(error: Exception, url: str) -> str:
