@@ -56,7 +56,8 @@ def run(arguments: Sequence[str]) -> int:
             _traceback()
         _tell(error.message, details=error.details, hint=error.hint)
         return error.exit_code
-    except BrokenPipeError:
+    except (BrokenPipeError, SystemExit):
+        # click leaves with SystemExit when whoever read our output has gone.
         _forget_stdout()
         return BROKEN_PIPE
     except Exception as error:

@@ -40,7 +40,7 @@ class Options:
 
 def _keep(ctx: click.Context, parameter: click.Parameter, value: Any) -> None:
     """Note an option that every command has, wherever on the line it stands."""
-    if value not in (None, False):
+    if value is not None and value is not False:
         setattr(ctx.find_root().obj, str(parameter.name), value)
 
 
@@ -109,7 +109,8 @@ def lock(
 ) -> None:
     """Lock the requirements of images.
 
-    Writes lithify.lock beside the requirement files, for every platform of the family. Without IMAGE, all images of the family. What is locked stays as it is where the requirements allow it.
+    Writes lithify.lock beside the requirement files, for every platform of the family. Without IMAGE, for all images
+    of the family. What is locked stays as it is where the requirements allow it.
     """
     from lithify.cli import display, results
 
@@ -198,7 +199,8 @@ def run(
 ) -> int:
     """Run an image, or a command in it.
 
-    COMMAND runs in the sandbox; without COMMAND, it is JupyterLab, on a loopback port, whose address is printed. Exits as COMMAND does.
+    COMMAND runs in the sandbox, and its exit code is that of lithify. Without COMMAND it is JupyterLab on a loopback
+    port, whose address is printed.
     """
     from lithify.cli import display
 

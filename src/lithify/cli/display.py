@@ -184,6 +184,6 @@ def size(count: int) -> str:
     value = float(count)
     for unit in ("kB", "MB", "GB"):
         value /= 1000
-        if value < 999.5 or unit == "GB":
+        if value < 999.5:
             return f"{value:.3g} {unit}"
-    raise AssertionError
+    return f"{value:.0f} GB"
