@@ -81,7 +81,7 @@ def demonstrate() -> None:
     platform = host_platform()
     print(f"Building {IMAGE} for {platform} from {FAMILY}", flush=True)
     with display.progress(Wishes()) as report:
-        built = lithify.build(FAMILY, (IMAGE,), platforms=(platform,), locked=True, report=report)
+        built = lithify.build(FAMILY, (IMAGE,), platforms=(str(platform),), locked=True, report=report)
     result = built[-1]
     (image,) = result.platforms
     print("\n".join(results.build_lines(built)))

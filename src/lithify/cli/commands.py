@@ -158,13 +158,12 @@ def build(
     Without IMAGE, all images of the family. Parents are built as needed.
     """
     from lithify.cli import display, results
-    from lithify.platforms import parse_platform
 
     with display.progress(options) as report:
         built = api.build(
             family,
             images,
-            platforms=tuple(parse_platform(name) for name in platforms),
+            platforms=platforms,
             compression=compression,
             locked=locked,
             settings=options.settings(offline=offline),
