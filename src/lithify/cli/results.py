@@ -1,0 +1,94 @@
+"""What commands print on stdout: a result as text for people, or as JSON for programs."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from lithify.cli.display import size
+from lithify.platforms import Platform
+
+if TYPE_CHECKING:
+    from lithify.assemble.building import BuildResult, PlatformResult
+    from lithify.resolve.locking import LockResult
+    from lithify.use.inspecting import ImageDetails, ImageSummary
+
+_Value = TypeVar("_Value")
+
+
+def show(value: _Value, lines: Callable[[_Value], Iterable[str]], *, as_json: bool) -> None:
+    """Print ``value``: with ``lines``, or as JSON."""
+    if as_json:
+        click.echo(json.dumps(plain(value), indent=2, ensure_ascii=False))
+    else:
+        for line in lines(value):
+            click.echo(line)
+
+
+def plain(value: Any) -> Any:
+    """``value`` as JSON's own types: dataclasses by their fields, platforms as ``os/architecture``."""
+    if isinstance(value, Platform | Path):
+        return str(value)
+    if isinstance(value, datetime):
+        return value.astimezone(UTC).isoformat().replace("+00:00", "Z")
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {field.name: plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        return [plain(item) for item in value]
+    return value
+
+
+def count(number: int, noun: str) -> str:
+    """``1 layer``, ``2 layers``."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
+def table(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Rows with their columns aligned."""
+    if not rows:
+        return []
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+
+
+def build_lines(results: Sequence[BuildResult]) -> list[str]:
+    """Each image with its digest and time, and each of its platforms with size, layers, and what was reused."""
+    lines = []
+    for result in results:
+        state = "unchanged" if result.unchanged else "built"
+        lines.append(f"{result.name}  {result.digest}  {state} in {result.seconds:.1f} s")
+        lines += [f"  {line}" for line in table([_platform_row(platform) for platform in result.platforms])]
+    return lines
+
+
+def _platform_row(platform: PlatformResult) -> list[str]:
+    return [
+        str(platform.platform),
+        platform.digest,
+        size(platform.size),
+        f"{count(platform.layers, 'layer')} ({platform.layers_reused} reused, {size(platform.new_bytes)} new)",
+        f"{count(platform.fragments_built, 'package')} made, {platform.fragments_reused} reused",
+    ]
+
+
+def lock_lines(results: Sequence[LockResult]) -> list[str]:
+    """Each image's lock and what changed in it."""
+    return [str(plain(result)) for result in results]
+
+
+def list_lines(images: Sequence[ImageSummary]) -> list[str]:
+    """A line an image."""
+    return [str(plain(image)) for image in images]
+
+
+def inspect_lines(image: ImageDetails) -> list[str]:
+    """All that is known of an image."""
+    return [json.dumps(plain(image), indent=2)]
