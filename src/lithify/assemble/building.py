@@ -12,23 +12,30 @@ import hashlib
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lithify import runtime
 from lithify.assemble import contract
-from lithify.errors import InputError, LithifyError
+from lithify.errors import InputError
 from lithify.plan import PlannedLayer, lineage_levels, plan_layers
 from lithify.platforms import Platform, host_platform, parse_platform
 from lithify.progress import Event, Report, silent
 from lithify.read.family import DebianBase, Family, Image, read_family
-from lithify.read.requirements import documents, image_files
+from lithify.read.requirements import Requirements, documents, lock_path, read_requirements
 from lithify.read.settings import Settings, read_settings
-from lithify.resolve.lockfile import LOCK_FILE, Lock, Package, fingerprint, parse_lock
+from lithify.resolve.lockfile import Lock, Package, fingerprint, parse_lock
 from lithify.store import oci
 from lithify.store.compression import Compression, parse_compression
 from lithify.store.store import Store, open_store
+
+if TYPE_CHECKING:
+    from lithify.assemble.system import SystemLayer
+    from lithify.fragment.bytecode import Interpreter
+    from lithify.fragment.fragment import Fragment
+    from lithify.sources import Source, Target
+    from lithify.sources.pypi import PypiSource
 
 # Raise it when the same locks must give another image.
 FORMAT = 1
@@ -91,7 +98,9 @@ def build(
     for platform in chosen:
         if platform not in described.platforms:
             names = ", ".join(str(known) for known in described.platforms)
-            raise InputError(f"family `{described.name}` is not locked for {platform}", hint=f"its platforms are {names}")
+            raise InputError(
+                f"family `{described.name}` is not locked for {platform}", hint=f"its platforms are {names}"
+            )
     build = _Build(
         family=described,
         settings=settings,
@@ -115,6 +124,15 @@ class _Inputs:
 
 
 @dataclass(frozen=True)
+class _Packages:
+    """The layers of packages, each with its key; those that are new; and how many fragments were made."""
+
+    layers: tuple[tuple[str, oci.Layer], ...]
+    new: tuple[oci.Layer, ...]
+    built: int
+
+
+@dataclass(frozen=True)
 class _Build:
     """What the steps of one `build` call share."""
 
@@ -132,7 +150,7 @@ class _Build:
         known = self.known(inputs.key)
         if known is None:
             locks = tuple(
-                parse_lock(_text(data, image), str(image.folder / LOCK_FILE))
+                parse_lock(_text(data, image), str(lock_path(image)))
                 for image, data in zip(inputs.lineage, inputs.locks, strict=True)
             )
             self.check_fingerprint(name, inputs, locks[-1].fingerprint, locked)
@@ -149,7 +167,7 @@ class _Build:
 
     def inputs(self, name: str, platforms: tuple[Platform, ...]) -> _Inputs:
         lineage = self.family.lineage(name)
-        files = tuple(image_files(image) for image in lineage)
+        files = tuple(_own_files(read_requirements(image)) for image in lineage)
         locks = tuple(_lock_bytes(image) for image in lineage)
         facts = {
             "format": FORMAT,
@@ -263,7 +281,7 @@ class _Build:
         environment = contract.environment_layer(python, merged)
         own = contract.image_layer(name, merged, inputs.locks[-1])
         levels = lineage_levels([lock.of(platform, "pypi") for lock in locks])
-        fixed = len(system.layers) + 2
+        fixed = len(system) + 2
         planned = plan_layers(levels, self.family.maximum_layers - fixed)
         if fixed + len(planned) > self.family.maximum_layers:
             raise InputError(
@@ -271,11 +289,11 @@ class _Build:
                 hint="raise `maximum` in [layers] of lithify.toml",
             )
         packages = self.packages(planned, locks, platform)
-        layers: list[oci.Layer] = [layer for level, layer in system.layers if level == 0]
+        layers: list[oci.Layer] = [one.layer for one in system if one.level == 0]
         key, layer = write_contents(self.store, environment, self.compression)
         layers.append(describe(layer, key, environment.name))
         for number, image in enumerate(inputs.lineage):
-            layers += [layer for level, layer in system.layers if level == number + 1]
+            layers += [one.layer for one in system if one.level == number + 1]
             for one, (key, layer) in zip(planned, packages.layers, strict=True):
                 if one.level == number:
                     layers.append(describe(layer, key, f"{image.name}: {one.name}", one.packages))
@@ -295,7 +313,8 @@ class _Build:
             },
         )
         manifest = write_image(self.store, platform, layers, facts)
-        new = {layer.descriptor.digest for layer in (*system.new, *packages.new)}
+        made = [*(one.layer for one in system if not one.reused), *packages.new]
+        new = {layer.descriptor.digest for layer in made}
         result = PlatformResult(
             platform=platform,
             digest=manifest.digest,
@@ -304,7 +323,199 @@ class _Build:
             layers_reused=sum(layer.descriptor.digest not in new for layer in layers),
             fragments_built=packages.built,
             fragments_reused=sum(len(one.packages) for one in planned) - packages.built,
-            new_bytes=sum({layer.descriptor.digest: layer.descriptor.size for layer in layers
-                           if layer.descriptor.digest in new}.values()),
-        )  # fmt: skip
+            new_bytes=sum({layer.descriptor.digest: layer.descriptor.size for layer in made}.values()),
+        )
         return result, manifest
+
+    # -- layers of packages ------------------------------------------------------------------------------------
+
+    def packages(self, planned: Sequence[PlannedLayer], locks: Sequence[Lock], platform: Platform) -> _Packages:
+        from lithify.assemble.layers import find_conflicts, find_layer, layer_key
+        from lithify.fragment.fragment import fragment_key
+        from lithify.sources import Target
+
+        user = runtime.JOVYAN
+        python_build = self.python_build(locks, platform)
+        target = Target(platform, runtime.PREFIX, user.uid, user.gid, self.family.base.python, python_build)
+        every = [package for one in planned for package in one.packages]
+        keys = {package: fragment_key(package, target, self.compression) for package in every}
+        layer_keys = [layer_key([keys[package] for package in one.packages], self.compression) for one in planned]
+        found = [find_layer(self.store, key) for key in layer_keys]
+        together = hashlib.sha256("\n".join(sorted(keys.values())).encode()).hexdigest()
+        if all(found) and self.store.record("together", together) is not None:
+            return _Packages(tuple((k, layer) for k, layer in zip(layer_keys, found, strict=True) if layer), (), 0)
+        fragments, built = self.fragments(every, keys, target, locks)
+        find_conflicts(fragments)
+        self.store.write_record("together", together, {})
+        missing = [number for number, layer in enumerate(found) if layer is None]
+        self.report(Event("assemble", "start", "layers", total=len(missing)))
+
+        def join(number: int) -> oci.Layer:
+            return self.joined(planned[number], layer_keys[number], fragments, target, locks)
+
+        with ThreadPoolExecutor(self.settings.jobs) as pool:
+            made = dict(zip(missing, pool.map(join, missing), strict=True))
+        self.report(Event("assemble", "finish", "layers", f"{len(missing)} new layers", len(missing), len(missing)))
+        layers = [layer or made[number] for number, layer in enumerate(found)]
+        return _Packages(tuple(zip(layer_keys, layers, strict=True)), tuple(made.values()), built)
+
+    def fragments(
+        self, packages: Sequence[Package], keys: Mapping[Package, str], target: Target, locks: Sequence[Lock]
+    ) -> tuple[dict[Package, Fragment], int]:
+        """The fragments of all packages, and how many of them had to be made."""
+        from lithify.fragment.fragment import Recipe, find_fragment, make_fragments
+
+        found = {package: find_fragment(self.store, keys[package]) for package in packages}
+        absent = [package for package, fragment in found.items() if fragment is None]
+        if absent:
+            artefacts = self.fetched(absent)
+            interpreter = self.interpreter(locks)
+            source = self.wheels()
+            make_fragments(
+                self.store,
+                [Recipe(p, target, self.compression, source, artefacts[p], interpreter) for p in absent],
+                jobs=self.settings.jobs,
+                report=self.report,
+            )
+            found |= {package: find_fragment(self.store, keys[package]) for package in absent}
+        return {package: fragment for package, fragment in found.items() if fragment is not None}, len(absent)
+
+    def joined(
+        self, one: PlannedLayer, key: str, fragments: dict[Package, Fragment], target: Target, locks: Sequence[Lock]
+    ) -> oci.Layer:
+        """A layer of fragments; those found damaged on the way are made anew, once."""
+        from lithify.assemble.layers import DamagedFragment, join_fragments
+        from lithify.fragment.fragment import fragment_key
+
+        try:
+            return join_fragments(self.store, one, fragments, key, self.compression)
+        except DamagedFragment as error:
+            self.report(Event("assemble", "warning", message=f"{error.message}; it is made anew"))
+            keys = {package: fragment_key(package, target, self.compression) for package in one.packages}
+            again, _ = self.fragments(one.packages, keys, target, locks)
+            return join_fragments(self.store, one, {**fragments, **again}, key, self.compression)
+
+    # -- layers of the system ------------------------------------------------------------------------------------
+
+    def system(self, lineage: Sequence[Image], locks: Sequence[Lock], platform: Platform) -> Sequence[SystemLayer]:
+        """The base's layers and those of the lineage's ``apt.txt``; made where they are not there."""
+        from lithify.assemble.system import system_layers
+
+        host = host_platform()
+        levels = debian_levels(lineage, locks, platform)
+        twins = levels if platform == host else debian_levels(lineage, locks, host)
+        return system_layers(
+            self.store,
+            self.family.base,
+            levels,
+            twins,
+            platform,
+            self.compression,
+            fetched=self.fetched,
+            report=self.report,
+        )
+
+    def interpreter(self, locks: Sequence[Lock]) -> Interpreter:
+        """The base's Python on this machine's architecture, which compiles for every platform."""
+        from lithify.fragment.bytecode import Interpreter
+        from lithify.store.rootfs import root_filesystem
+
+        host = host_platform()
+        eldest = self.family.lineage(next(iter(self.family.images)))[:1]
+        layers = [one.layer for one in self.system(eldest, locks[:1], host) if one.level == 0]
+        root = root_filesystem(self.store, layers, report=self.report)
+        return Interpreter(root, f"/usr/bin/python{self.family.base.python}")
+
+    def python_build(self, locks: Sequence[Lock], platform: Platform) -> str:
+        """What identifies the interpreter that compiles, and that must be the platform's own."""
+        from lithify.sources.debian import interpreter_build
+
+        builds = {one: interpreter_build(locks[-1].of(one)) for one in {platform, host_platform()}}
+        if len(set(builds.values())) > 1:
+            found = ", ".join(f"{build} on {one}" for one, build in sorted(builds.items()))
+            raise InputError(
+                f"the lock has different Pythons for different platforms: {found}",
+                hint="`lithify lock --upgrade` locks all platforms from the same moment",
+            )
+        return builds[platform]
+
+    # -- artefacts -------------------------------------------------------------------------------------------------
+
+    def fetched(self, packages: Sequence[Package]) -> Mapping[Package, Path]:
+        from lithify.fetch import fetch
+        from lithify.sources.debian import DebianSource
+
+        names = {package.source for package in packages}
+        wheels = self.wheels()
+        sources: dict[str, Source] = {
+            name: wheels if name == "pypi" else DebianSource(name, self.settings) for name in names
+        }
+        return fetch(
+            self.store,
+            packages,
+            sources,
+            offline=self.settings.offline,
+            jobs=self.settings.jobs,
+            report=self.report,
+        )
+
+    def wheels(self) -> PypiSource:
+        from lithify.sources.pypi import PypiSource
+
+        return PypiSource(self.settings, self.family.base.python)
+
+
+def debian_levels(lineage: Sequence[Image], locks: Sequence[Lock], platform: Platform) -> list[tuple[Package, ...]]:
+    """The Debian packages of the base, then those that each image of the lineage adds.
+
+    Raises:
+        InputError: when a child was locked on other packages than its parent has now.
+    """
+    debian = [[p for p in lock.of(platform) if p.source.startswith("debian")] for lock in locks]
+    base = [p for p in debian[-1] if p.base]
+    levels = lineage_levels([[p for p in packages if not p.base] for packages in debian])
+    for number, packages in enumerate(debian[:-1]):
+        below = {p for level in levels[: number + 1] for p in level} | set(base)
+        if set(packages) != below:
+            child, parent = lineage[-1].name, lineage[number].name
+            raise InputError(
+                f"the lock of `{child}` was made on other Debian packages than the lock of `{parent}` has now",
+                hint=f"`lithify lock {child}` brings it up to date",
+            )
+    return [tuple(base), *levels]
+
+
+def _own_files(requirements: Requirements) -> dict[str, bytes]:
+    """What an image's folder puts into the image as it is, by the names that `contract` knows."""
+    files = {
+        "start": requirements.start,
+        "jupyter_notebook_config.py": requirements.jupyter_config,
+        "dask_config.yml": requirements.dask_config,
+    }
+    return {name: data for name, data in files.items() if data is not None}
+
+
+def _lock_bytes(image: Image) -> bytes:
+    path = lock_path(image)
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        raise InputError(
+            f"image `{image.name}` has no lock: {path} does not exist", hint=f"`lithify lock {image.name}` makes it"
+        ) from None
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error}") from error
+
+
+def _text(data: bytes, image: Image) -> str:
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{lock_path(image)} is not UTF-8: {error}") from error
+
+
+def _base_facts(family: Family) -> dict[str, Any]:
+    base = family.base
+    if isinstance(base, DebianBase):
+        return {"debian": base.suite, "packages": list(base.packages)}
+    return {"layout": str(base.layout), "image": base.image, "python": base.python}

@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from io import BytesIO
 
 from lithify import runtime
 from lithify.errors import InputError, LithifyError
@@ -18,7 +17,7 @@ from lithify.plan import PlannedLayer
 from lithify.resolve.lockfile import Package
 from lithify.store import oci, tar
 from lithify.store.compression import CHUNK, Compression, compress, compressor, decompressed
-from lithify.store.store import Store
+from lithify.store.store import Store, digest_of_file
 
 FORMAT = 1
 
@@ -69,8 +68,9 @@ def describe(layer: oci.Layer, key: str, name: str, packages: Sequence[Package] 
     )
 
 
-def join_fragments(store: Store, planned: PlannedLayer, fragments: Mapping[Package, Fragment], key: str,
-                   compression: Compression) -> oci.Layer:  # fmt: skip
+def join_fragments(
+    store: Store, planned: PlannedLayer, fragments: Mapping[Package, Fragment], key: str, compression: Compression
+) -> oci.Layer:
     """Join the fragments of a planned layer into a blob, and record it under ``key``.
 
     Raises:
@@ -152,17 +152,25 @@ def _without(
 
     Rare (an empty ``__init__.py`` of a shared namespace), so it may cost a new compression.
     """
-    compressed = fragment.file.read_bytes()
-    if hashlib.sha256(compressed).hexdigest() != fragment.sha256:
+    if digest_of_file(fragment.file) != f"sha256:{fragment.sha256}":
         forget_fragment(store, fragment.key)
         raise DamagedFragment(f"a cached fragment in {store.root} was changed: {fragment.key}")
-    data = b"".join(decompressed(BytesIO(compressed), compression.media_type))
     frame = compressor(compression)
-    for path, start, end in tar.members(data):
-        if path not in dropped:
-            piece = data[start:end]
-            diff.update(piece)
-            yield frame.compress(piece)
+
+    def kept() -> Iterator[bytes]:
+        with fragment.file.open("rb") as file:
+            for member, content in tar.members(decompressed(file, compression.media_type)):
+                path = member.path.decode("utf-8", "surrogateescape")
+                if path in dropped:
+                    continue
+                kind: tar.Kind = "symlink" if member.type == tar.SYMLINK else "file"
+                link = member.link.decode("utf-8", "surrogateescape")
+                entry = tar.Entry(path, kind, member.mode, member.uid, member.gid, member.size, link, runtime.MTIME)
+                yield from tar.stream([(entry, (bytes(piece) for piece in content))])
+
+    for piece in kept():
+        diff.update(piece)
+        yield frame.compress(piece)
     yield frame.flush()
 
 
