@@ -274,35 +274,33 @@ def _resolve_debian(job: _Job) -> tuple[Package, ...]:
     def of_debian(packages: Iterable[Package]) -> tuple[Package, ...]:
         return tuple(package for package in packages if package.source.startswith("debian"))
 
-    kept, inherited = of_debian(job.kept), of_debian(job.inherited)
-    if inherited:
-        found = inherited
-    else:
+    kept, found = of_debian(job.kept), of_debian(job.inherited)
+    if not found:
         found = debian.resolve(
             base.suite,
-            ("python3", *base.packages),
+            debian.base_packages(base),
             job.platform,
             essential=True,
-            kept=tuple(package for package in kept if package.base),
+            previous=tuple(package for package in kept if package.base),
+            upgrade=job.upgrade,
             settings=job.settings,
             report=job.report,
-            upgrade=job.upgrade,
         )
     have = {package.name for package in found}
-    wanted = tuple(sorted({package.name for package in names}))
-    if set(wanted) <= have:
+    wanted = tuple(sorted({package.name for package in names} - have))
+    if not wanted:
         return found
     more = debian.resolve(
         base.suite,
         wanted,
         job.platform,
-        essential=False,
-        kept=(*found, *(package for package in kept if package.name not in have)),
+        kept=found,
+        previous=tuple(package for package in kept if package.name not in have),
+        upgrade=job.upgrade,
         settings=job.settings,
         report=job.report,
-        upgrade=job.upgrade,
     )
-    return (*found, *(package for package in more if package.name not in have))
+    return (*found, *more)
 
 
 def _old_lock(path: Path, report: Report) -> Lock | None:
