@@ -171,19 +171,19 @@ def _locked(family: Family, image: Image, keep: _Keep, settings: Settings, repor
     old = _old_lock(path, report)
     parent = read_lock(lock_path(family.images[image.extends])) if image.extends else None
     lineage = tuple(read_requirements(member) for member in family.lineage(image.name))
-    jobs: list[Future[tuple[Package, ...]]] = []
+    answers: list[Future[tuple[Package, ...]]] = []
     with ThreadPoolExecutor(max_workers=2 * len(family.platforms)) as pool:
         for platform in family.platforms:
             kept = keep.of(old.of(platform)) if old else ()
             inherited = parent.of(platform) if parent else ()
             for resolver in (_resolve_pypi, _resolve_debian):
                 job = _Job(family, lineage, platform, kept, inherited, keep.upgrade, settings, report)
-                jobs.append(pool.submit(_reported, resolver, job))
+                answers.append(pool.submit(_reported, resolver, job))
         try:
-            packages = tuple(sorted(package for job in jobs for package in job.result()))
+            packages = tuple(sorted(package for answer in answers for package in answer.result()))
         except BaseException:
-            for job in jobs:
-                job.cancel()
+            for answer in answers:
+                answer.cancel()
             raise
     before = old.packages if old else ()
     created = old.created if old and packages == before else _now()

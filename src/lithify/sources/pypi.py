@@ -13,6 +13,7 @@ import re
 import subprocess
 import sys
 import tempfile
+import threading
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -281,11 +282,16 @@ def _compile(
             raise LithifyError(f"uv's pylock.toml is not readable: {error}") from error
 
 
+_FINDING = threading.Lock()
+
+
 def _uv() -> str:
     try:
         from uv import find_uv_bin
 
-        return str(find_uv_bin())
+        # It asks `sysconfig`, whose first answer is half-made while another thread waits for the same.
+        with _FINDING:
+            return str(find_uv_bin())
     except (ImportError, FileNotFoundError) as error:
         raise HostError("uv is not installed, which resolves Python packages", hint="`pip install uv`") from error
 
