@@ -331,9 +331,11 @@ def remove_tree(folder: Path) -> None:
     """Remove a folder that may hold read-only folders."""
 
     def retry(function: Callable[[str], _Result], path: str, _: object) -> None:
+        # Folders only: a link's target and a file's other names lie elsewhere.
         with contextlib.suppress(OSError):
             Path(path).parent.chmod(0o700)
-            Path(path).chmod(0o700)
+            if not Path(path).is_symlink() and Path(path).is_dir():
+                Path(path).chmod(0o700)
             function(path)
 
     shutil.rmtree(folder, onerror=retry)
