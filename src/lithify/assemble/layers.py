@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 
 from lithify import runtime
+from lithify.assemble.contract import Contents
 from lithify.errors import InputError, LithifyError
 from lithify.fragment.fragment import Fragment, forget_fragment
 from lithify.plan import PlannedLayer
@@ -24,14 +24,6 @@ FORMAT = 1
 
 class DamagedFragment(LithifyError):
     """A fragment in the store is not what its record says; it has been removed and can be made anew."""
-
-
-@dataclass(frozen=True)
-class Contents:
-    """Files of a layer that are ours, not a package's: entries with their bytes, sorted by path."""
-
-    name: str
-    members: tuple[tuple[tar.Entry, bytes], ...]
 
 
 def layer_key(fragment_keys: Sequence[str], compression: Compression) -> str:
