@@ -21,7 +21,7 @@ from lithify.errors import InputError
 from lithify.plan import PlannedLayer, lineage_levels, plan_layers
 from lithify.platforms import Platform, host_platform, parse_platform
 from lithify.progress import Event, Report, silent
-from lithify.read.family import DebianBase, Family, Image, read_family
+from lithify.read.family import DebianBase, Family, Image, LayoutBase, read_family
 from lithify.read.requirements import Requirements, documents, lock_path, read_requirements
 from lithify.read.settings import Settings, read_settings
 from lithify.resolve.lockfile import Lock, Package, fingerprint, parse_lock
@@ -173,7 +173,7 @@ class _Build:
             "compression": self.compression.identity,
             "platforms": [str(platform) for platform in platforms],
             "maximum": self.family.maximum_layers,
-            "base": _base_facts(self.family),
+            "base": self.base_facts(),
             "labels": self.image_labels(lineage),
             "lineage": [[image.name, list(image.cmd or ()), dict(image.environment)] for image in lineage],
         }
@@ -247,6 +247,17 @@ class _Build:
         if locked:
             raise InputError(message, hint=hint)
         self.report(Event("read", "warning", message=f"{message}; {hint}"))
+
+    def base_facts(self) -> dict[str, Any]:
+        base = self.family.base
+        if isinstance(base, DebianBase):
+            return {"debian": base.suite, "packages": list(base.packages)}
+        return {"image": self.base_digest(base), "python": base.python}
+
+    def base_digest(self, base: LayoutBase) -> str:
+        """What identifies a base that is an image: its digest, wherever it lies and whatever it is called."""
+        store = Store(base.layout) if base.layout else self.store
+        return store.image(base.image).digest
 
     def image_labels(self, lineage: Sequence[Image]) -> dict[str, str]:
         labels: dict[str, str] = {"org.opencontainers.image.title": lineage[-1].name}
@@ -431,6 +442,10 @@ class _Build:
         """What identifies the interpreter that compiles, and that must be the platform's own."""
         from lithify.sources.debian import interpreter_build
 
+        base = self.family.base
+        if not isinstance(base, DebianBase):
+            # Of all platforms' images at once, so that every host gives the same answer.
+            return f"image {self.base_digest(base)}"
         builds = {one: interpreter_build(locks[-1].of(one)) for one in {platform, host_platform()}}
         if len(set(builds.values())) > 1:
             found = ", ".join(f"{build} on {one}" for one, build in sorted(builds.items()))
@@ -512,10 +527,3 @@ def _text(data: bytes, image: Image) -> str:
         return data.decode("utf-8")
     except UnicodeDecodeError as error:
         raise InputError(f"{lock_path(image)} is not UTF-8: {error}") from error
-
-
-def _base_facts(family: Family) -> dict[str, Any]:
-    base = family.base
-    if isinstance(base, DebianBase):
-        return {"debian": base.suite, "packages": list(base.packages)}
-    return {"layout": str(base.layout), "image": base.image, "python": base.python}
