@@ -3,9 +3,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-import families
 import pytest
 
+import families
 from lithify.platforms import LINUX_AMD64, LINUX_ARM64
 from lithify.read.settings import Settings
 from lithify.store.store import Store, open_store

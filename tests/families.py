@@ -29,13 +29,12 @@ from pathlib import Path
 from typing import Any
 
 import images
-
 from lithify.platforms import LINUX_AMD64, LINUX_ARM64, PLATFORMS, Platform
 from lithify.read.family import FAMILY_FILE, read_family
 from lithify.read.requirements import lock_path
 from lithify.read.settings import Settings
-from lithify.resolve.locking import fingerprint_of
 from lithify.resolve.lockfile import Lock, Package, read_lock, write_lock
+from lithify.resolve.locking import fingerprint_of
 from lithify.store.store import Store, open_store
 
 CREATED = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
@@ -216,9 +215,22 @@ def python_base(layout: Path, platforms: Sequence[Platform] = (LINUX_AMD64,)) ->
     members = [
         *_system(),
         *_interpreter(),
-        *images.tree(python, inside, skip=("site-packages", "dist-packages", "test", "idlelib", "__pycache__",
-                                           "tkinter", "lib2to3", f"config-{HOST_PYTHON}-x86_64-linux-gnu",
-                                           "ensurepip", "turtledemo")),
+        *images.tree(
+            python,
+            inside,
+            skip=(
+                "site-packages",
+                "dist-packages",
+                "test",
+                "idlelib",
+                "__pycache__",
+                "tkinter",
+                "lib2to3",
+                f"config-{HOST_PYTHON}-x86_64-linux-gnu",
+                "ensurepip",
+                "turtledemo",
+            ),
+        ),
     ]
     layer = images.layer(store, _with_folders(members))
     images.image(store, [layer], "test/base", platforms=platforms)

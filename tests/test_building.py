@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
+
+import pytest
 
 import families
 import images
-import pytest
-
 import lithify
+from lithify.errors import InputError
+from lithify.platforms import PLATFORMS
 from lithify.read.settings import Settings
+from lithify.resolve.lockfile import read_lock, write_lock
 from lithify.store.store import open_store
 
 
@@ -45,7 +50,56 @@ def test_a_base_is_known_by_its_digest_not_by_its_place(tmp_path: Path, ready: S
     built = []
     for place in ("here", "there"):
         families.plain_base(tmp_path / place / "base")
-        family = families.write_family(tmp_path / place / "family", [families.Spec("one")], base=tmp_path / place / "base")
+        family = families.write_family(
+            tmp_path / place / "family", [families.Spec("one")], base=tmp_path / place / "base"
+        )
         built += lithify.build(family, settings=ready)
     assert built[1].unchanged
     assert built[0].digest == built[1].digest
+
+
+def warnings_of(family: Path, settings: Settings, **options: Any) -> list[str]:
+    said: list[str] = []
+    lithify.build(
+        family, settings=settings, report=lambda e: said.append(e.message) if e.kind == "warning" else None, **options
+    )
+    return said
+
+
+def test_a_lock_that_answers_its_requirement_files_is_taken_without_a_word(family: Path, ready: Settings) -> None:
+    assert warnings_of(family, ready, locked=True) == []
+    assert warnings_of(family, ready, locked=True) == []
+
+
+@pytest.mark.parametrize("known", [False, True], ids=["new", "unchanged"])
+def test_requirement_files_that_changed_since_the_lock_are_told(family: Path, ready: Settings, known: bool) -> None:
+    if known:
+        lithify.build(family, settings=ready)
+    with (family / "child/requirements.txt").open("a") as file:
+        file.write("another\n")
+    (warning,) = warnings_of(family, ready)
+    assert "requirement files of `child`, or its parent's lock, changed" in warning
+    assert warnings_of(family, ready) == [warning]
+    with pytest.raises(InputError, match="changed since its lock"):
+        lithify.build(family, ["child"], locked=True, settings=ready)
+
+
+def test_a_comment_in_a_requirement_file_changes_nothing(family: Path, ready: Settings) -> None:
+    (_, first) = lithify.build(family, settings=ready)
+    with (family / "child/requirements.txt").open("a") as file:
+        file.write("# why\n")
+    (_, second) = lithify.build(family, locked=True, settings=ready)
+    assert second.unchanged and second.digest == first.digest
+
+
+def test_a_parent_that_was_locked_again_makes_its_child_stale(
+    family: Path, ready: Settings, wheels: tuple[families.Wheel, ...]
+) -> None:
+    lock = family / "parent/lithify.lock"
+    more = families.wheel("more")
+    families.provide(open_store(ready.store), [more])
+    parsed = read_lock(lock)
+    packages = [more.package(platform) for platform in PLATFORMS.values()]
+    lock.write_text(write_lock(replace(parsed, packages=(*parsed.packages, *packages))))
+    (warning,) = warnings_of(family, ready)
+    assert "`child`" in warning

@@ -24,7 +24,7 @@ from lithify.progress import Event, Report, silent
 from lithify.read.family import DebianBase, Family, Image, LayoutBase, read_family
 from lithify.read.requirements import Requirements, documents, lock_path, read_requirements
 from lithify.read.settings import Settings, read_settings
-from lithify.resolve.lockfile import Lock, Package, fingerprint, parse_lock
+from lithify.resolve.lockfile import Lock, Package, fingerprint, parse_lock, read_lock
 from lithify.store import oci
 from lithify.store.compression import Compression, parse_compression
 from lithify.store.store import Store, open_store
@@ -118,7 +118,7 @@ class _Inputs:
     lineage: tuple[Image, ...]
     files: tuple[Mapping[str, bytes], ...]  # of each image of the lineage
     locks: tuple[bytes, ...]
-    fingerprint: str
+    documents: str  # the fingerprint of the requirement files as they are now
     key: str
 
 
@@ -152,12 +152,15 @@ class _Build:
                 parse_lock(_text(data, image), str(lock_path(image)))
                 for image, data in zip(inputs.lineage, inputs.locks, strict=True)
             )
-            self.check_fingerprint(name, inputs, locks[-1].fingerprint, locked)
+            stale = self.is_stale(name, locks[-1])
+            self.check_stale(name, stale, locked)
             results, index = self.make(inputs, locks, platforms)
-            self.remember(inputs.key, index, results, locks[-1].fingerprint)
+            self.remember(inputs, index, results, stale)
         else:
-            index, results, locked_fingerprint = known
-            self.check_fingerprint(name, inputs, locked_fingerprint, locked)
+            index, results, checked = known
+            # What was found when it was made still holds for the same requirement files.
+            stale = checked[inputs.documents] if inputs.documents in checked else self.is_stale(name)
+            self.check_stale(name, stale, locked)
         self.store.name_image(store_name, index)
         seconds = time.monotonic() - started
         return BuildResult(name, store_name, index.digest, results, seconds, known is not None)
@@ -185,7 +188,7 @@ class _Build:
             lineage, files, locks, fingerprint(documents(self.family, lineage)), fingerprint(parts).partition(":")[2]
         )
 
-    def known(self, key: str) -> tuple[oci.Descriptor, tuple[PlatformResult, ...], str] | None:
+    def known(self, key: str) -> tuple[oci.Descriptor, tuple[PlatformResult, ...], dict[str, bool]] | None:
         record = self.store.record("images", key)
         if record is None:
             return None
@@ -205,16 +208,14 @@ class _Build:
                 )
                 for entry in record["platforms"]
             )
-            locked_fingerprint = str(record["fingerprint"])
+            checked = {str(record["documents"]): bool(record["stale"])}
         except (KeyError, TypeError, InputError):
             return None
         if not all(self.store.has_blob(blob) for blob in blobs):
             return None
-        return index, results, locked_fingerprint
+        return index, results, checked
 
-    def remember(
-        self, key: str, index: oci.Descriptor, results: Sequence[PlatformResult], locked_fingerprint: str
-    ) -> None:
+    def remember(self, inputs: _Inputs, index: oci.Descriptor, results: Sequence[PlatformResult], stale: bool) -> None:
         blobs = [index]
         for manifest in self.store.read_document(index)["manifests"]:
             descriptor = oci.parse_descriptor(manifest, index.digest)
@@ -224,7 +225,8 @@ class _Build:
         plain = {(b.digest, b.size): oci.Descriptor(b.media_type, b.digest, b.size).document() for b in blobs}
         record: dict[str, Any] = {
             "index": index.document(),
-            "fingerprint": locked_fingerprint,
+            "documents": inputs.documents,
+            "stale": stale,
             "blobs": list(plain.values()),
             "platforms": [
                 {
@@ -237,12 +239,19 @@ class _Build:
                 for result in results
             ],
         }
-        self.store.write_record("images", key, record)
+        self.store.write_record("images", inputs.key, record)
 
-    def check_fingerprint(self, name: str, inputs: _Inputs, locked_fingerprint: str, locked: bool) -> None:
-        if inputs.fingerprint == locked_fingerprint:
+    def is_stale(self, name: str, lock: Lock | None = None) -> bool:
+        from lithify.resolve.locking import stale
+
+        image = self.family.image(name)
+        return stale(self.family, image, lock or read_lock(lock_path(image)))
+
+    def check_stale(self, name: str, stale: bool, locked: bool) -> None:
+        if not stale:
             return
-        message = f"the requirement files of `{name}` changed since its lock was made"
+        or_parent = ", or its parent's lock," if self.family.image(name).extends else ""
+        message = f"the requirement files of `{name}`{or_parent} changed since its lock was made"
         hint = f"`lithify lock {name}` brings it up to date"
         if locked:
             raise InputError(message, hint=hint)
