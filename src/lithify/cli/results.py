@@ -80,8 +80,28 @@ def _platform_row(platform: PlatformResult) -> list[str]:
 
 
 def lock_lines(results: Sequence[LockResult]) -> list[str]:
-    """Each image's lock and what changed in it."""
-    return [str(plain(result)) for result in results]
+    """Each image's lock and, package by package, what changed in it; of a new lock only how much it holds."""
+    lines = []
+    for result in results:
+        platforms = len({package.platform for package in result.lock.packages})
+        held = f"{count(len(result.lock.packages), 'package')} for {count(platforms, 'platform')}"
+        if not result.written:
+            lines.append(f"{result.image}  {result.path}  unchanged, {held}")
+            continue
+        lines.append(f"{result.image}  {result.path}  {held}")
+        if len(result.added) == len(result.lock.packages):
+            continue
+        changes: dict[str, list[str]] = {}
+        for package in result.removed:
+            changes.setdefault(f"- {package.name} {package.version}", []).append(str(package.platform))
+        for old, new in result.changed:
+            version = new.version if old.version == new.version else f"{old.version} -> {new.version}"
+            changes.setdefault(f"~ {new.name} {version}", []).append(str(new.platform))
+        for package in result.added:
+            changes.setdefault(f"+ {package.name} {package.version}", []).append(str(package.platform))
+        for change, where in changes.items():
+            lines.append(f"  {change}" if len(where) == platforms else f"  {change} ({', '.join(where)} only)")
+    return lines
 
 
 def list_lines(images: Sequence[ImageSummary]) -> list[str]:
