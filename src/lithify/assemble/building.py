@@ -255,7 +255,7 @@ class _Build:
             labels["org.opencontainers.image.source"] = self.family.source
         for image in lineage:
             labels |= image.labels
-        return labels | self.labels
+        return {**labels, **self.labels}
 
     # -- a changed one ---------------------------------------------------------------------------------------
 

@@ -171,19 +171,19 @@ def _locked(family: Family, image: Image, keep: _Keep, settings: Settings, repor
     old = _old_lock(path, report)
     parent = read_lock(lock_path(family.images[image.extends])) if image.extends else None
     lineage = tuple(read_requirements(member) for member in family.lineage(image.name))
-    jobs: list[Future[tuple[Package, ...]]] = []
+    answers: list[Future[tuple[Package, ...]]] = []
     with ThreadPoolExecutor(max_workers=2 * len(family.platforms)) as pool:
         for platform in family.platforms:
             kept = keep.of(old.of(platform)) if old else ()
             inherited = parent.of(platform) if parent else ()
             for resolver in (_resolve_pypi, _resolve_debian):
                 job = _Job(family, lineage, platform, kept, inherited, keep.upgrade, settings, report)
-                jobs.append(pool.submit(_reported, resolver, job))
+                answers.append(pool.submit(_reported, resolver, job))
         try:
-            packages = tuple(sorted(package for job in jobs for package in job.result()))
+            packages = tuple(sorted(package for answer in answers for package in answer.result()))
         except BaseException:
-            for job in jobs:
-                job.cancel()
+            for answer in answers:
+                answer.cancel()
             raise
     before = old.packages if old else ()
     created = old.created if old and packages == before else _now()
@@ -274,35 +274,33 @@ def _resolve_debian(job: _Job) -> tuple[Package, ...]:
     def of_debian(packages: Iterable[Package]) -> tuple[Package, ...]:
         return tuple(package for package in packages if package.source.startswith("debian"))
 
-    kept, inherited = of_debian(job.kept), of_debian(job.inherited)
-    if inherited:
-        found = inherited
-    else:
+    kept, found = of_debian(job.kept), of_debian(job.inherited)
+    if not found:
         found = debian.resolve(
             base.suite,
-            ("python3", *base.packages),
+            debian.base_packages(base),
             job.platform,
             essential=True,
-            kept=tuple(package for package in kept if package.base),
+            previous=tuple(package for package in kept if package.base),
+            upgrade=job.upgrade,
             settings=job.settings,
             report=job.report,
-            upgrade=job.upgrade,
         )
     have = {package.name for package in found}
-    wanted = tuple(sorted({package.name for package in names}))
-    if set(wanted) <= have:
+    wanted = tuple(sorted({package.name for package in names} - have))
+    if not wanted:
         return found
     more = debian.resolve(
         base.suite,
         wanted,
         job.platform,
-        essential=False,
-        kept=(*found, *(package for package in kept if package.name not in have)),
+        kept=found,
+        previous=tuple(package for package in kept if package.name not in have),
+        upgrade=job.upgrade,
         settings=job.settings,
         report=job.report,
-        upgrade=job.upgrade,
     )
-    return (*found, *(package for package in more if package.name not in have))
+    return (*found, *more)
 
 
 def _old_lock(path: Path, report: Report) -> Lock | None:

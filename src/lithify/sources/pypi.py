@@ -13,6 +13,7 @@ import re
 import subprocess
 import sys
 import tempfile
+import threading
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -131,10 +132,9 @@ def resolve(
     source = PypiSource(settings, python, indexes_of(lineage))
     minor = min(glibc[1], _NEWEST_UV_GLIBC)
     line = ["requirements.in", "--python-platform", f"{platform.machine}-manylinux_{glibc[0]}_{minor}"]
-    documents = {
-        "requirements.in": "".join(f"{requirement.text}\n" for requirement in wanted),
-        "pylock.toml": _preferences(preferred or {}),
-    }
+    documents = {"requirements.in": "".join(f"{requirement.text}\n" for requirement in wanted)}
+    if preferred:
+        documents["pylock.toml"] = _preferences(preferred)
     constraints = [requirement for requirements in lineage for requirement in requirements.constraints]
     if constraints:
         documents["constraints.txt"] = "".join(f"{requirement.text}\n" for requirement in constraints)
@@ -182,6 +182,14 @@ class _Asked:
                     return requirement.where
         return None
 
+    def version(self, name: str) -> str | None:
+        """The one version of a package that is asked for, if it is one."""
+        texts = [
+            r.text for rs in self.lineage for r in (*rs.python, *rs.constraints) if r.name == canonicalize_name(name)
+        ]
+        pins = [pin for text in texts if (pin := re.search(r"==\s*([^*,;\s]+)(?![^,;\s])", text.partition(";")[0]))]
+        return pins[0][1] if pins else None
+
     def error(self, complaint: str) -> LithifyError:
         """What uv's complaint means to whoever wrote the requirement files."""
         where = f" for {self.platform}" if self.platform else ""
@@ -195,10 +203,11 @@ class _Asked:
                     hint="look at its spelling",
                 )
             if wheelless := _WHEELLESS.search(complaint):
-                name, version = wheelless["name"], wheelless["version"] or ""
-                place = self.place(name)
+                name = wheelless[1]
+                place, version = self.place(name), self.version(name)
                 return UnsatisfiableError(
-                    f"{place + ': ' if place else ''}{name}{' ' + version if version else ''} has no wheel{where}",
+                    f"{place + ': ' if place else ''}{name}{' ' + version if version else ''} has no wheel{where} "
+                    "that this Python can use",
                     details=complaint,
                     hint="allow a version that has one, or restrict the requirement with a marker such as "
                     "`; platform_machine == 'x86_64'`",
@@ -223,11 +232,8 @@ class _Asked:
         return LithifyError(f"uv failed to choose packages of `{image}`{where}", details=complaint)
 
 
-# uv's sentences: "foo==1.0 has no wheels with a matching platform tag", "foo has no usable wheels", ...
-_WHEELLESS = re.compile(
-    r"(?P<name>[A-Za-z0-9][A-Za-z0-9._-]*)(?:\[[^]]*\])?(?:==(?P<version>\S+))?(?: \S+ \S+)? "
-    r"(?:has|have) no (?:\S+ )?(?:wheels|usable wheels)"
-)
+# uv's hint where only a source distribution would do.
+_WHEELLESS = re.compile(r"Wheels are required for `([^`]+)`")
 
 
 def _compile(
@@ -276,11 +282,16 @@ def _compile(
             raise LithifyError(f"uv's pylock.toml is not readable: {error}") from error
 
 
+_FINDING = threading.Lock()
+
+
 def _uv() -> str:
     try:
         from uv import find_uv_bin
 
-        return str(find_uv_bin())
+        # It asks `sysconfig`, whose first answer is half-made while another thread waits for the same.
+        with _FINDING:
+            return str(find_uv_bin())
     except (ImportError, FileNotFoundError) as error:
         raise HostError("uv is not installed, which resolves Python packages", hint="`pip install uv`") from error
 

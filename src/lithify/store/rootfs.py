@@ -24,7 +24,7 @@ import stat
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -95,6 +95,11 @@ def read_files(store: Store, layers: Sequence[oci.Layer], paths: Iterable[str]) 
     Raises:
         LithifyError: for a layer that is missing, damaged or hostile.
     """
+    return _read_files(store, layers, paths, links=8)
+
+
+def _read_files(store: Store, layers: Sequence[oci.Layer], paths: Iterable[str], links: int) -> dict[str, bytes]:
+    """`read_files`, with so many hard links still to follow."""
     wanted = {path.strip("/").encode("utf-8", "surrogateescape"): path for path in paths}
     found: dict[str, bytes] = {}
     for number in reversed(range(len(layers))):
@@ -102,7 +107,7 @@ def read_files(store: Store, layers: Sequence[oci.Layer], paths: Iterable[str]) 
             break
         layer = layers[number]
         here: dict[bytes, bytes | None] = {}
-        links: dict[bytes, str] = {}
+        linked: dict[bytes, str] = {}
         hidden: set[bytes] = set()
         for member, content in _members(store, layer, lambda size: None):
             path = _clean(member.path, layer)
@@ -116,11 +121,11 @@ def read_files(store: Store, layers: Sequence[oci.Layer], paths: Iterable[str]) 
                 hidden |= {path, path + b"/"}
                 if path in wanted:
                     here[path] = b"".join(content) if member.type in tar.REGULAR else None
-                    links.pop(path, None)
-                    if member.type == tar.HARDLINK and path != _clean(member.link, layer):
-                        links[path] = _clean(member.link, layer).decode("utf-8", "surrogateescape")
-        for path, target in links.items():
-            here[path] = read_files(store, layers[: number + 1], [target]).get(target)
+                    linked.pop(path, None)
+                    if member.type == tar.HARDLINK:
+                        linked[path] = _clean(member.link, layer).decode("utf-8", "surrogateescape")
+        for path, target in linked.items() if links else ():
+            here[path] = _read_files(store, layers[: number + 1], [target], links - 1).get(target)
         for path, data in here.items():
             if data is not None:
                 found[wanted[path]] = data
@@ -132,24 +137,13 @@ def read_files(store: Store, layers: Sequence[oci.Layer], paths: Iterable[str]) 
     return found
 
 
-def layers_of(store: Store, manifest: oci.Descriptor) -> tuple[Mapping[str, object], tuple[oci.Layer, ...]]:
-    """The configuration and the layers of an image, from its manifest.
+def inside(root: Path, path: str) -> Path | None:
+    """Where ``path`` of an image lies in its unpacked ``root``, links followed as a process inside would.
 
-    Raises:
-        LithifyError: for documents that are missing, damaged, or not an image's.
+    None where it leads nowhere. Never a path outside ``root``.
     """
-    document = store.read_document(manifest)
-    where = f"the manifest {manifest.digest}"
-    config = store.read_document(oci.parse_descriptor(document.get("config"), where))
-    rootfs = config.get("rootfs")
-    diff_ids = rootfs.get("diff_ids") if isinstance(rootfs, dict) else None
-    descriptors = document.get("layers")
-    if not isinstance(descriptors, list) or not isinstance(diff_ids, list) or len(descriptors) != len(diff_ids):
-        raise InputError(f"{where} is no container image: it needs as many layers as its configuration has diffIDs")
-    return config, tuple(
-        oci.Layer(oci.parse_descriptor(descriptor, where), str(diff_id))
-        for descriptor, diff_id in zip(descriptors, diff_ids, strict=True)
-    )
+    found = _resolve(os.fsencode(root), path.encode("utf-8", "surrogateescape"))
+    return None if found is None else Path(os.fsdecode(found))
 
 
 def _key(layers: Sequence[oci.Layer], all_owners: bool) -> str:
