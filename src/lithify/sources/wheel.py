@@ -134,6 +134,8 @@ class _Wheel:
                 raise self.error(f"`{name}` is compressed in a way that wheels do not use ({info.compress_type})")
             if name in members:
                 raise self.error(f"holds `{name}` twice")
+            if not (0 <= info.header_offset < self.bytes and info.compress_size <= self.bytes):
+                raise self.error(f"`{name}` lies outside of the archive")
             if info.compress_type == zipfile.ZIP_STORED and info.compress_size != info.file_size:
                 raise self.error(f"`{name}` is stored with two sizes")
             members[name] = info
