@@ -503,9 +503,11 @@ def _said(error: Exception, url: str) -> str:
 def _install(partial: Path, destination: Path) -> None:
     """Make the whole, flushed ``partial`` the sealed artefact ``destination``."""
     destination.parent.mkdir(parents=True, exist_ok=True)
-    partial.chmod(0o444)
-    os.utime(partial, (SEAL, SEAL))
     partial.replace(destination)
+    # Sealed in its place: a partial file that is read-only could not be gone on with, and one that is not sealed is
+    # hashed at its next use.
+    destination.chmod(0o444)
+    os.utime(destination, (SEAL, SEAL))
     handle = os.open(destination.parent, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(handle)

@@ -82,9 +82,15 @@ def lithify() -> None:
 @click.argument("folder", type=_FOLDER, default=Path())
 @click.option("--name", metavar="NAME", help="The family's name (default: the folder's).")
 @_common
-def init(folder: Path, name: str | None) -> None:
+@click.pass_obj
+def init(options: Options, folder: Path, name: str | None) -> None:
     """Make a small commented family in FOLDER."""
-    click.echo(api.init(folder, name=name))
+    from lithify.cli import display
+
+    written = api.init(folder, name=name)
+    click.echo(written)
+    if not options.quiet:
+        display.tell("look at what is in it; then `lithify lock`, `lithify build` and `lithify run`", "hint")
 
 
 @lithify.command()
@@ -258,14 +264,16 @@ def list_images(options: Options, as_json: bool) -> None:
 
 @lithify.command()
 @click.argument("image")
+@click.option("--platform", metavar="OS/ARCH", help="Of which platform (default: this machine's, else the first).")
 @_as_json
 @_common
 @click.pass_obj
-def inspect(options: Options, image: str, as_json: bool) -> None:
+def inspect(options: Options, image: str, platform: str | None, as_json: bool) -> None:
     """Show an image's configuration, layers and packages."""
     from lithify.cli import results
 
-    results.show(api.inspect(image, settings=options.settings()), results.inspect_lines, as_json=as_json)
+    details = api.inspect(image, platform=platform, settings=options.settings())
+    results.show(details, results.inspect_lines, as_json=as_json)
 
 
 @lithify.command()
@@ -295,12 +303,7 @@ def export(
     In one form or several.
     """
     from lithify.cli import display
-    from lithify.platforms import parse_platform
 
-    if not any((oci_layout, oci_archive, docker_archive, rootfs, podman, docker)):
-        raise click.UsageError(
-            "No form to export to: give --oci-layout, --oci-archive, --docker-archive, --rootfs, --podman or --docker."
-        )
     with display.progress(options) as report:
         api.export(
             image,
@@ -310,7 +313,7 @@ def export(
             rootfs=rootfs,
             podman=podman,
             docker=docker,
-            platform=parse_platform(platform) if platform else None,
+            platform=platform,
             settings=options.settings(),
             report=report,
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shlex
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -80,15 +81,75 @@ def _platform_row(platform: PlatformResult) -> list[str]:
 
 
 def lock_lines(results: Sequence[LockResult]) -> list[str]:
-    """Each image's lock and what changed in it."""
-    return [str(plain(result)) for result in results]
+    """Each image's lock and, package by package, what changed in it; of a new lock only how much it holds."""
+    lines = []
+    for result in results:
+        platforms = len({package.platform for package in result.lock.packages})
+        held = f"{count(len(result.lock.packages), 'package')} for {count(platforms, 'platform')}"
+        if not result.written:
+            lines.append(f"{result.image}  {result.path}  unchanged, {held}")
+            continue
+        lines.append(f"{result.image}  {result.path}  {held}")
+        if len(result.added) == len(result.lock.packages):
+            continue
+        changes: dict[str, list[str]] = {}
+        for package in result.removed:
+            changes.setdefault(f"- {package.name} {package.version}", []).append(str(package.platform))
+        for old, new in result.changed:
+            version = new.version if old.version == new.version else f"{old.version} -> {new.version}"
+            changes.setdefault(f"~ {new.name} {version}", []).append(str(new.platform))
+        for package in result.added:
+            changes.setdefault(f"+ {package.name} {package.version}", []).append(str(package.platform))
+        for change, where in changes.items():
+            lines.append(f"  {change}" if len(where) == platforms else f"  {change} ({', '.join(where)} only)")
+    return lines
 
 
 def list_lines(images: Sequence[ImageSummary]) -> list[str]:
-    """A line an image."""
-    return [str(plain(image)) for image in images]
+    """A line an image, below the columns' names; nothing for an empty store."""
+    rows = [("NAME", "DIGEST", "CREATED", "SIZE", "LAYERS", "PLATFORMS")]
+    for image in images:
+        facts = (image.created, size(image.size), str(image.layers), ", ".join(image.platforms))
+        rows.append(
+            (image.name, short(image.digest), *(("", "", "", f"damaged: {image.problem}") if image.problem else facts))
+        )
+    return table(rows) if images else []
+
+
+def short(digest: str) -> str:
+    """As many digits of a digest as commands need to find the image."""
+    return digest.removeprefix("sha256:")[:12]
 
 
 def inspect_lines(image: ImageDetails) -> list[str]:
-    """All that is known of an image."""
-    return [json.dumps(plain(image), indent=2)]
+    """What an image is, how it is run, its layers from the lowest up, and its packages by source."""
+    lines = table(
+        [
+            ("name", image.name),
+            ("digest", image.digest),
+            ("platforms", ", ".join(image.platforms)),
+            ("created", image.created),
+            ("size", f"{size(image.size)} compressed, in {count(len(image.layers), 'layer')} ({image.platform})"),
+            ("manifest", image.manifest),
+        ]
+    )
+    lines += ["", "configuration"]
+    for key, value in image.config.items():
+        if isinstance(value, Mapping):
+            value = [f"{name}={item}" if item else str(name) for name, item in value.items()]
+        if isinstance(value, list) and key in ("Env", "Labels"):
+            lines += [f"  {key}", *(f"    {item}" for item in value)]
+        elif isinstance(value, list):
+            lines.append(f"  {key}  {shlex.join(str(item) for item in value)}")
+        else:
+            lines.append(f"  {key}  {value}")
+    lines += ["", "layers"]
+    rows = []
+    for layer in image.layers:
+        held = f"{layer.name} ({count(len(layer.packages), 'package')})" if len(layer.packages) > 1 else layer.name
+        rows.append((short(layer.digest), size(layer.size), held))
+    lines += [f"  {line}" for line in table(rows)]
+    if image.packages:
+        lines += ["", f"packages ({len(image.packages)})"]
+        lines += [f"  {line}" for line in table([(p.source, p.name, p.version) for p in image.packages])]
+    return lines

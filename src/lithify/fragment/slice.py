@@ -70,20 +70,26 @@ def write_slice(
     for member in members:
         entry = member.entry
         put(tar.header(entry))
-        identity = hashlib.sha256(f"{entry.kind} {entry.mode:o} {entry.link}\0".encode("utf-8", "surrogateescape"))
-        written = 0
+        known = member.file.sha256 if member.file else None
+        content, written = hashlib.sha256(), 0
         for chunk in _content(member):
-            identity.update(chunk)
+            if known is None:
+                content.update(chunk)
             put(chunk)
             written += len(chunk)
         if written != entry.size:
             raise LithifyError(f"{entry.path}: {entry.size} bytes announced, {written} found")
         if pad := tar.padding(written):
             put(pad)
-        paths[entry.path] = identity.hexdigest()[:32]
+        paths[entry.path] = _identity(entry, known or content.hexdigest())
     emit(frame.flush())
     alone.update(tar.END)
     return Slice(digest.hexdigest(), size, f"sha256:{alone.hexdigest()}", paths)
+
+
+def _identity(entry: tar.Entry, content: str) -> str:
+    told = f"{entry.kind} {entry.mode:o} {entry.link}\0{content}"
+    return hashlib.sha256(told.encode("utf-8", "surrogateescape")).hexdigest()[:32]
 
 
 def folders(paths: Iterable[str]) -> bytes:

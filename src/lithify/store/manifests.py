@@ -11,7 +11,9 @@ from lithify.platforms import PLATFORMS, Platform
 from lithify.store import oci
 from lithify.store.store import Store
 
-_INDEXES = (oci.INDEX, "application/vnd.docker.distribution.manifest.list.v2+json")
+# OCI's media types, and Docker's of the same meaning.
+INDEXES = (oci.INDEX, "application/vnd.docker.distribution.manifest.list.v2+json")
+MANIFESTS = (oci.MANIFEST, "application/vnd.docker.distribution.manifest.v2+json")
 
 
 @dataclass(frozen=True)
@@ -67,7 +69,7 @@ def manifests(store: Store, image: oci.Descriptor) -> tuple[Manifest, ...]:
     Raises:
         LithifyError: for documents that are missing, damaged, or not an image's.
     """
-    if image.media_type not in _INDEXES:
+    if image.media_type not in INDEXES:
         return (read_manifest(store, image),)
     entries = store.read_document(image).get("manifests")
     if not isinstance(entries, list):

@@ -23,6 +23,7 @@ import shutil
 import stat
 import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -84,6 +85,26 @@ def root_filesystem(
             finally:
                 remove_tree(scratch)
     return final
+
+
+def unpack(
+    store: Store, layers: Sequence[oci.Layer], destination: Path, *, all_owners: bool = False, report: Report = silent
+) -> None:
+    """Make the folder ``destination`` of ``layers``, outside the cache; see `root_filesystem`.
+
+    It appears when it is complete. It may be there before if it is empty.
+
+    Raises:
+        LithifyError: for a layer that is missing, damaged or hostile; nothing is left of it.
+        HostError: when the disk is full, or cannot be written.
+    """
+    with friendly_disk_errors(destination):
+        scratch = Path(tempfile.mkdtemp(dir=destination.parent, prefix=f".{destination.name}-"))
+        try:
+            _unpack_all(store, layers, scratch, all_owners, report)
+            (scratch / "0").rename(destination)
+        finally:
+            remove_tree(scratch)
 
 
 def read_files(store: Store, layers: Sequence[oci.Layer], paths: Iterable[str]) -> dict[str, bytes]:
