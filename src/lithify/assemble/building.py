@@ -404,17 +404,19 @@ class _Build:
     def joined(
         self, one: PlannedLayer, key: str, fragments: dict[Package, Fragment], target: Target, locks: Sequence[Lock]
     ) -> oci.Layer:
-        """A layer of fragments; those found damaged on the way are made anew, once."""
+        """A layer of fragments; those found damaged on the way are made anew, each once."""
         from lithify.assemble.layers import DamagedFragment, join_fragments
         from lithify.fragment.fragment import fragment_key
 
-        try:
-            return join_fragments(self.store, one, fragments, key, self.compression)
-        except DamagedFragment as error:
-            self.report(Event("assemble", "warning", message=f"{error.message}; it is made anew"))
-            keys = {package: fragment_key(package, target, self.compression) for package in one.packages}
-            again, _ = self.fragments(one.packages, keys, target, locks)
-            return join_fragments(self.store, one, {**fragments, **again}, key, self.compression)
+        for _ in one.packages:
+            try:
+                return join_fragments(self.store, one, fragments, key, self.compression)
+            except DamagedFragment as error:
+                self.report(Event("assemble", "warning", message=f"{error.message}; it is made anew"))
+                keys = {package: fragment_key(package, target, self.compression) for package in one.packages}
+                again, _ = self.fragments(one.packages, keys, target, locks)
+                fragments = {**fragments, **again}
+        return join_fragments(self.store, one, fragments, key, self.compression)
 
     # -- layers of the system ------------------------------------------------------------------------------------
 
