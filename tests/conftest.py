@@ -42,7 +42,7 @@ def python_layout(shared: Path) -> Path:
 @pytest.fixture(scope="session")
 def wheels() -> tuple[families.Wheel, ...]:
     """Wheels that together have what makes installing wheels hard; see `families.pure_wheels`."""
-    return families.pure_wheels()
+    return (*families.pure_wheels(), *families.machine_wheels())
 
 
 @pytest.fixture

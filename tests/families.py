@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import Any
 
 import images
-from lithify.platforms import LINUX_AMD64, LINUX_ARM64, PLATFORMS, Platform
+from lithify.platforms import LINUX_AMD64, LINUX_ARM64, PLATFORMS, Platform, host_platform
 from lithify.read.family import FAMILY_FILE, read_family
 from lithify.read.requirements import lock_path
 from lithify.read.settings import Settings
@@ -156,6 +156,18 @@ def pure_wheels() -> tuple[Wheel, ...]:
     )
 
 
+def machine_wheels() -> tuple[Wheel, ...]:
+    """A distribution of 4 MB with machine code, as a wheel for each platform: this machine's, and made up."""
+    made = []
+    for platform in PLATFORMS.values():
+        code = Path(sys.executable).resolve().read_bytes() if platform == host_platform() else elf(platform.elf_machine)
+        noise = hashlib.shake_256(str(platform).encode()).digest(4_200_000)
+        suffix = f"cpython-{HOST_PYTHON.replace('.', '')}-{platform.triplet}.so"
+        files = {"machine/__init__.py": "", f"machine/code.{suffix}": code, "machine/table.bin": noise}
+        made.append(wheel("machine", files, tag=compiled_tag(platform)))
+    return tuple(made)
+
+
 def elf(machine: int) -> bytes:
     """The smallest thing that is an ELF header of ``machine``."""
     return b"\x7fELF\x02\x01\x01" + b"\0" * 9 + (3).to_bytes(2, "little") + machine.to_bytes(2, "little") + b"\0" * 44
@@ -165,12 +177,12 @@ def elf(machine: int) -> bytes:
 
 
 class _Quiet(http.server.SimpleHTTPRequestHandler):
-    def log_message(self, format: str, *args: Any) -> None:
+    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002
         pass
 
 
 @contextlib.contextmanager
-def index(folder: Path, wheels: Sequence[Wheel]) -> Iterator[str]:
+def index(folder: Path, wheels: Sequence[Wheel], *, hashes: bool = True) -> Iterator[str]:
     """A simple index (PEP 503) of ``wheels`` on a loopback port: its address."""
     by_name: dict[str, list[Wheel]] = {}
     for one in wheels:
@@ -181,7 +193,8 @@ def index(folder: Path, wheels: Sequence[Wheel]) -> Iterator[str]:
         links = []
         for one in members:
             (page / one.file).write_bytes(one.data)
-            links.append(f'<a href="{one.file}#sha256={one.sha256}">{one.file}</a>')
+            fragment = f"#sha256={one.sha256}" if hashes else ""
+            links.append(f'<a href="{one.file}{fragment}">{one.file}</a>')
         (page / "index.html").write_text("<!DOCTYPE html><html><body>" + "".join(links) + "</body></html>")
     (folder / "simple").mkdir(exist_ok=True)
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), partial(_Quiet, directory=str(folder)))
