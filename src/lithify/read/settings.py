@@ -94,7 +94,7 @@ def _with_file(settings: Settings, path: Path) -> Settings:
 def _jobs(value: object, where: str) -> int:
     try:
         jobs = int(value)  # type: ignore[call-overload]
-        if jobs < 1:
+        if jobs < 1 or isinstance(value, bool | float):
             raise ValueError
     except (TypeError, ValueError):
         raise InputError(f"{where}: the number of jobs must be a whole number from 1 up, found {value!r}") from None

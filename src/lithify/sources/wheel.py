@@ -397,6 +397,7 @@ class _Wheel:
                 info.file_size,
                 functools.partial(self.open, info, announced),
                 compile=final.endswith(".py") and final.startswith(packages),
+                sha256=announced.digest.hex() if announced.algorithm == "sha256" else None,
             )
         for script in scripts:
             # A script of the same name in the archive is what installers overwrite with the entry point's.

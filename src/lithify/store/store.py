@@ -26,17 +26,16 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, TypeVar
+from typing import Any, BinaryIO
 
 from lithify.errors import HostError, InputError, LithifyError
 from lithify.store import oci
 
 SEAL = 1  # seconds since the epoch: no file of today has it by chance
 CHUNK = 1 << 20
-_Result = TypeVar("_Result")
 
 
 @dataclass(frozen=True)
@@ -328,15 +327,20 @@ def friendly_disk_errors(root: Path) -> Iterator[None]:
 
 
 def remove_tree(folder: Path) -> None:
-    """Remove a folder that may hold read-only folders."""
-
-    def retry(function: Callable[[str], _Result], path: str, _: object) -> None:
-        with contextlib.suppress(OSError):
-            Path(path).parent.chmod(0o700)
-            Path(path).chmod(0o700)
-            function(path)
-
-    shutil.rmtree(folder, onerror=retry)
+    """Remove a folder, with what it holds that its owner may not read or write (an overlay's ``work`` is such)."""
+    failures: list[str] = []
+    shutil.rmtree(folder, onerror=lambda function, path, error: failures.append(path))
+    if not failures:
+        return
+    # Folders only: a link's target, and a file's other names, lie elsewhere.
+    with contextlib.suppress(OSError):
+        folder.chmod(0o700)
+        for parent, names, _ in os.walk(folder):
+            for name in names:
+                path = Path(parent, name)
+                if not path.is_symlink():
+                    path.chmod(0o700)
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def _sync_folder(folder: Path) -> None:

@@ -1,15 +1,16 @@
-"""Deterministic tar: entries in, bytes out; the same entries give the same bytes everywhere.
+"""Tar, written deterministically (the same entries give the same bytes everywhere) and read with distrust.
 
 POSIX.1-2001 (pax) throughout: a plain ustar header, preceded by an extended header only where a path, a link or
 a size does not fit. No user or group names, one modification time for all. The standard library's `tarfile` writes
-the same format at a third of the speed; building headers is half of the cost of a small file.
+the same format at a third of the speed; building headers is half of the cost of a small file. Reading is the same
+story: see docs/decisions/030-reading-tar.md. The tests hold `tarfile` as the judge of both.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal, NamedTuple
 
 BLOCK = 512
 END = b"\0" * (2 * BLOCK)
@@ -112,3 +113,218 @@ def stream(members: Iterable[tuple[Entry, Iterable[bytes]]]) -> Iterator[bytes]:
             raise ValueError(f"{entry.path}: {entry.size} bytes announced, {written} found")
         if pad := padding(written):
             yield pad
+
+
+class TarError(ValueError):
+    """A tar archive that is broken, or that uses what no image layer needs."""
+
+
+class Member(NamedTuple):
+    """What the header of one member of somebody's archive says; nothing in it is to be trusted.
+
+    ``path`` and ``link`` are the bytes as they stand there. ``type`` is the type flag of POSIX.1-2001.
+    """
+
+    path: bytes
+    type: bytes
+    mode: int
+    uid: int
+    gid: int
+    size: int
+    link: bytes
+    mtime: float
+
+
+REGULAR = frozenset((b"0", b"\0", b"7"))
+HARDLINK, SYMLINK, DIRECTORY = b"1", b"2", b"5"
+_MAX_EXTENDED = 1 << 20
+
+
+def members(chunks: Iterable[bytes]) -> Iterator[tuple[Member, Iterator[memoryview]]]:
+    """Every member of the archive that ``chunks`` hold, with its content, which must be read before the next member.
+
+    Reads ustar, pax (POSIX.1-2001) and GNU's long names and large numbers. Content that is not read is skipped, and
+    all chunks are consumed, those after the archive's end too.
+
+    Raises:
+        TarError: for anything else.
+    """
+    source = _Chunks(chunks)
+    shared: dict[bytes, bytes] = {}
+    own: dict[bytes, bytes] = {}
+    long_path = long_link = b""
+    while True:
+        block = source.take(BLOCK, at_end=True)
+        if not block or block == _ZEROS:
+            break
+        member = _parse_header(block)
+        if member.type in (b"x", b"X", b"g", b"L", b"K"):
+            if member.size > _MAX_EXTENDED:
+                raise TarError(f"an extended header of {member.size} bytes")
+            data = source.take(member.size)
+            source.skip(-member.size % BLOCK)
+            if member.type == b"L":
+                long_path = data.rstrip(b"\0")
+            elif member.type == b"K":
+                long_link = data.rstrip(b"\0")
+            elif member.type == b"g":
+                shared.update(_parse_records(data))
+            else:
+                own.update(_parse_records(data))
+            continue
+        if long_path or long_link:
+            member = member._replace(path=long_path or member.path, link=long_link or member.link)
+        if shared or own:
+            member = _extend(member, {**shared, **own})
+        own, long_path, long_link = {}, b"", b""
+        if member.type not in REGULAR and member.type not in (HARDLINK, SYMLINK, DIRECTORY, b"3", b"4", b"6"):
+            raise TarError(f"a member of the unknown type {member.type!r}")
+        # As the standard library does: only a file's header is followed by content.
+        size = member.size if member.type in REGULAR else 0
+        content = source.pieces(size)
+        yield member, content
+        for _ in content:
+            pass
+        source.skip(-size % BLOCK)
+    source.drain()
+
+
+_ZEROS = b"\0" * BLOCK
+
+
+class _Chunks:
+    """Bytes in chunks of any length, taken in pieces of the lengths that are asked for."""
+
+    def __init__(self, chunks: Iterable[bytes]) -> None:
+        self._chunks = iter(chunks)
+        self._buffer = b""
+        self._at = 0
+
+    def take(self, size: int, *, at_end: bool = False) -> bytes:
+        """The next ``size`` bytes; none at the end where ``at_end`` allows it."""
+        end = self._at + size
+        if end <= len(self._buffer):
+            data = self._buffer[self._at : end]
+            self._at = end
+            return data
+        parts = [self._buffer[self._at :]]
+        have = len(parts[0])
+        self._buffer, self._at = b"", 0
+        while have < size:
+            chunk = next(self._chunks, None)
+            if chunk is None:
+                if at_end and have == 0:
+                    return b""
+                raise TarError("the archive ends in the middle of a member")
+            have += len(chunk)
+            parts.append(chunk)
+        last = parts[-1]
+        self._buffer, self._at = last, len(last) - (have - size)
+        parts[-1] = last[: self._at]
+        return b"".join(parts)
+
+    def pieces(self, size: int) -> Iterator[memoryview]:
+        """The next ``size`` bytes, without copies."""
+        while size:
+            if self._at == len(self._buffer):
+                chunk = next(self._chunks, None)
+                if chunk is None:
+                    raise TarError("the archive ends in the middle of a member")
+                self._buffer, self._at = chunk, 0
+            end = min(self._at + size, len(self._buffer))
+            piece = memoryview(self._buffer)[self._at : end]
+            self._at = end
+            size -= len(piece)
+            if piece:
+                yield piece
+
+    def skip(self, size: int) -> None:
+        if self._at + size <= len(self._buffer):
+            self._at += size
+        else:
+            for _ in self.pieces(size):
+                pass
+
+    def drain(self) -> None:
+        self._buffer, self._at = b"", 0
+        for _ in self._chunks:
+            pass
+
+
+def _parse_header(block: bytes) -> Member:
+    checksum = _number(block[148:156])
+    # The sum counts the checksum's own field as eight spaces.
+    if checksum != sum(block) - sum(block[148:156]) + 256:
+        raise TarError("a header's checksum is wrong")
+    path = block[:100].partition(b"\0")[0]
+    kind = block[156:157]
+    # GNU's own format keeps times where ustar keeps the path's first part.
+    if block[257:263] == b"ustar\0" and block[345] and kind not in (b"L", b"K"):
+        path = block[345:500].partition(b"\0")[0] + b"/" + path
+    if kind == b"\0" and path.endswith(b"/"):
+        kind = DIRECTORY
+    return Member(
+        path,
+        kind,
+        _number(block[100:108]) & 0o7777,
+        _number(block[108:116]),
+        _number(block[116:124]),
+        _size(_number(block[124:136])),
+        block[157:257].partition(b"\0")[0],
+        _number(block[136:148]),
+    )
+
+
+def _number(field: bytes) -> int:
+    """A number of a header: octal digits, or GNU's base 256."""
+    if field[0] in (0x80, 0xFF):
+        value = int.from_bytes(field[1:], "big")
+        return value - (1 << 8 * (len(field) - 1)) if field[0] == 0xFF else value
+    text = field.partition(b"\0")[0].strip()
+    if text.strip(b"01234567"):
+        raise TarError(f"{field!r} is not a number")
+    return int(text or b"0", 8)
+
+
+def _size(value: int) -> int:
+    if value < 0:
+        raise TarError("a negative size")
+    return value
+
+
+def _parse_records(data: bytes) -> dict[bytes, bytes]:
+    """The records ``LENGTH key=value\\n`` of an extended header."""
+    records: dict[bytes, bytes] = {}
+    at = 0
+    while at < len(data) and data[at]:
+        digits, _, _ = data[at : at + 20].partition(b" ")
+        if not digits.isdigit():
+            raise TarError("a broken extended header")
+        end = at + int(digits)
+        key, equals, value = data[at + len(digits) + 1 : end - 1].partition(b"=")
+        if int(digits) == 0 or end > len(data) or data[end - 1 : end] != b"\n" or not equals:
+            raise TarError("a broken extended header")
+        records[key] = value
+        at = end
+    return records
+
+
+def _extend(member: Member, records: dict[bytes, bytes]) -> Member:
+    changes: dict[str, Any] = {}
+    try:
+        for key, value in records.items():
+            if key.startswith(b"GNU.sparse."):
+                raise TarError("a sparse file")
+            if key == b"path":
+                changes["path"] = value.rstrip(b"/")
+            elif key == b"linkpath":
+                changes["link"] = value
+            elif key == b"size":
+                changes["size"] = _size(int(value))
+            elif key in (b"uid", b"gid"):
+                changes[key.decode()] = int(value)
+            elif key == b"mtime":
+                changes["mtime"] = float(value)
+    except ValueError as error:
+        raise TarError(f"a broken extended header: {error}") from error
+    return member._replace(**changes)

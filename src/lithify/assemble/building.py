@@ -1,0 +1,521 @@
+"""Build: locks into images in the store.
+
+The cost follows the change. Every image has a key over all that it is made of; where that key is known and its
+blobs are there, building is a look at their status. Else every layer has a key, and only the missing ones are made;
+for those every package has a key, and only the missing fragments are made; for those only the missing artefacts are
+fetched.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lithify import runtime
+from lithify.assemble import contract
+from lithify.errors import InputError
+from lithify.plan import PlannedLayer, lineage_levels, plan_layers
+from lithify.platforms import Platform, host_platform, parse_platform
+from lithify.progress import Event, Report, silent
+from lithify.read.family import DebianBase, Family, Image, read_family
+from lithify.read.requirements import Requirements, documents, lock_path, read_requirements
+from lithify.read.settings import Settings, read_settings
+from lithify.resolve.lockfile import Lock, Package, fingerprint, parse_lock
+from lithify.store import oci
+from lithify.store.compression import Compression, parse_compression
+from lithify.store.store import Store, open_store
+
+if TYPE_CHECKING:
+    from lithify.assemble.system import SystemLayer
+    from lithify.fragment.bytecode import Interpreter
+    from lithify.fragment.fragment import Fragment
+    from lithify.sources import Source, Target
+    from lithify.sources.pypi import PypiSource
+
+# Raise it when the same locks must give another image.
+FORMAT = 1
+
+DEFAULT_COMMAND = ("/bin/bash",)
+NOTEBOOK_COMMAND = ("jupyter", "lab", "--ip=0.0.0.0", "--port=8888", "--no-browser")
+
+
+@dataclass(frozen=True)
+class PlatformResult:
+    """One platform's image. ``size`` and ``new_bytes`` are compressed bytes, of all layers and of those made now."""
+
+    platform: Platform
+    digest: str
+    size: int
+    layers: int
+    layers_reused: int
+    fragments_built: int
+    fragments_reused: int
+    new_bytes: int
+
+
+@dataclass(frozen=True)
+class BuildResult:
+    """An image in the store: ``image`` in the family, ``name`` in the store, ``digest`` of its index."""
+
+    image: str
+    name: str
+    digest: str
+    platforms: tuple[PlatformResult, ...]
+    seconds: float
+    unchanged: bool
+
+
+def build(
+    family: Path | str = ".",
+    images: Sequence[str] = (),
+    *,
+    platforms: Sequence[str] = (),
+    compression: str = "zstd",
+    locked: bool = False,
+    labels: Mapping[str, str] | None = None,
+    settings: Settings | None = None,
+    report: Report = silent,
+) -> tuple[BuildResult, ...]:
+    """Build images of a family (all of them, where none is named) for its platforms (or those given).
+
+    The locks are taken as they are. Where the requirement files changed since, that is a warning, and with
+    ``locked`` an error. ``labels`` are added to every image's own.
+
+    Raises:
+        InputError: for a wrong family, lock or argument.
+        FetchError: when an artefact cannot be had.
+        HostError: when this machine lacks what the build needs.
+        LithifyError: for packages that cannot be installed together.
+    """
+    described = read_family(Path(family))
+    settings = settings or read_settings()
+    chosen = tuple(parse_platform(platform) for platform in platforms) or described.platforms
+    for platform in chosen:
+        if platform not in described.platforms:
+            names = ", ".join(str(known) for known in described.platforms)
+            raise InputError(
+                f"family `{described.name}` is not locked for {platform}", hint=f"its platforms are {names}"
+            )
+    build = _Build(
+        family=described,
+        settings=settings,
+        store=open_store(settings.store),
+        compression=parse_compression(compression),
+        labels=dict(labels or {}),
+        report=report,
+    )
+    return tuple(build.image(name, chosen, locked) for name in described.select(tuple(images)))
+
+
+@dataclass(frozen=True)
+class _Inputs:
+    """All that an image is made of, as bytes; `key` identifies it."""
+
+    lineage: tuple[Image, ...]
+    files: tuple[Mapping[str, bytes], ...]  # of each image of the lineage
+    locks: tuple[bytes, ...]
+    fingerprint: str
+    key: str
+
+
+@dataclass(frozen=True)
+class _Packages:
+    """The layers of packages, each with its key; those that are new; and how many fragments were made."""
+
+    layers: tuple[tuple[str, oci.Layer], ...]
+    new: tuple[oci.Layer, ...]
+    built: int
+
+
+@dataclass(frozen=True)
+class _Build:
+    """What the steps of one `build` call share."""
+
+    family: Family
+    settings: Settings
+    store: Store
+    compression: Compression
+    labels: Mapping[str, str]
+    report: Report
+
+    def image(self, name: str, platforms: tuple[Platform, ...], locked: bool) -> BuildResult:
+        started = time.monotonic()
+        inputs = self.inputs(name, platforms)
+        store_name = f"{self.family.name}/{name}"
+        known = self.known(inputs.key)
+        if known is None:
+            locks = tuple(
+                parse_lock(_text(data, image), str(lock_path(image)))
+                for image, data in zip(inputs.lineage, inputs.locks, strict=True)
+            )
+            self.check_fingerprint(name, inputs, locks[-1].fingerprint, locked)
+            results, index = self.make(inputs, locks, platforms)
+            self.remember(inputs.key, index, results, locks[-1].fingerprint)
+        else:
+            index, results, locked_fingerprint = known
+            self.check_fingerprint(name, inputs, locked_fingerprint, locked)
+        self.store.name_image(store_name, index)
+        seconds = time.monotonic() - started
+        return BuildResult(name, store_name, index.digest, results, seconds, known is not None)
+
+    # -- an unchanged image ----------------------------------------------------------------------------------
+
+    def inputs(self, name: str, platforms: tuple[Platform, ...]) -> _Inputs:
+        lineage = self.family.lineage(name)
+        files = tuple(_own_files(read_requirements(image)) for image in lineage)
+        locks = tuple(_lock_bytes(image) for image in lineage)
+        facts = {
+            "format": FORMAT,
+            "compression": self.compression.identity,
+            "platforms": [str(platform) for platform in platforms],
+            "maximum": self.family.maximum_layers,
+            "base": _base_facts(self.family),
+            "labels": self.image_labels(lineage),
+            "lineage": [[image.name, list(image.cmd or ()), dict(image.environment)] for image in lineage],
+        }
+        parts: dict[str, bytes] = {"facts": oci.canonical(facts)}
+        for number, (own, lock) in enumerate(zip(files, locks, strict=True)):
+            parts[f"{number}/lock"] = lock
+            parts |= {f"{number}/files/{path}": data for path, data in own.items()}
+        return _Inputs(
+            lineage, files, locks, fingerprint(documents(self.family, lineage)), fingerprint(parts).partition(":")[2]
+        )
+
+    def known(self, key: str) -> tuple[oci.Descriptor, tuple[PlatformResult, ...], str] | None:
+        record = self.store.record("images", key)
+        if record is None:
+            return None
+        try:
+            blobs = [oci.parse_descriptor(blob, key) for blob in record["blobs"]]
+            index = oci.parse_descriptor(record["index"], key)
+            results = tuple(
+                PlatformResult(
+                    parse_platform(entry["platform"]),
+                    entry["digest"],
+                    entry["size"],
+                    entry["layers"],
+                    layers_reused=entry["layers"],
+                    fragments_built=0,
+                    fragments_reused=entry["fragments"],
+                    new_bytes=0,
+                )
+                for entry in record["platforms"]
+            )
+            locked_fingerprint = str(record["fingerprint"])
+        except (KeyError, TypeError, InputError):
+            return None
+        if not all(self.store.has_blob(blob) for blob in blobs):
+            return None
+        return index, results, locked_fingerprint
+
+    def remember(
+        self, key: str, index: oci.Descriptor, results: Sequence[PlatformResult], locked_fingerprint: str
+    ) -> None:
+        blobs = [index]
+        for manifest in self.store.read_document(index)["manifests"]:
+            descriptor = oci.parse_descriptor(manifest, index.digest)
+            document = self.store.read_document(descriptor)
+            blobs += [descriptor, oci.parse_descriptor(document["config"], descriptor.digest)]
+            blobs += [oci.parse_descriptor(layer, descriptor.digest) for layer in document["layers"]]
+        plain = {(b.digest, b.size): oci.Descriptor(b.media_type, b.digest, b.size).document() for b in blobs}
+        record: dict[str, Any] = {
+            "index": index.document(),
+            "fingerprint": locked_fingerprint,
+            "blobs": list(plain.values()),
+            "platforms": [
+                {
+                    "platform": str(result.platform),
+                    "digest": result.digest,
+                    "size": result.size,
+                    "layers": result.layers,
+                    "fragments": result.fragments_built + result.fragments_reused,
+                }
+                for result in results
+            ],
+        }
+        self.store.write_record("images", key, record)
+
+    def check_fingerprint(self, name: str, inputs: _Inputs, locked_fingerprint: str, locked: bool) -> None:
+        if inputs.fingerprint == locked_fingerprint:
+            return
+        message = f"the requirement files of `{name}` changed since its lock was made"
+        hint = f"`lithify lock {name}` brings it up to date"
+        if locked:
+            raise InputError(message, hint=hint)
+        self.report(Event("read", "warning", message=f"{message}; {hint}"))
+
+    def image_labels(self, lineage: Sequence[Image]) -> dict[str, str]:
+        labels: dict[str, str] = {"org.opencontainers.image.title": lineage[-1].name}
+        if self.family.source:
+            labels["org.opencontainers.image.source"] = self.family.source
+        for image in lineage:
+            labels |= image.labels
+        return {**labels, **self.labels}
+
+    # -- a changed one ---------------------------------------------------------------------------------------
+
+    def make(
+        self, inputs: _Inputs, locks: Sequence[Lock], platforms: Sequence[Platform]
+    ) -> tuple[tuple[PlatformResult, ...], oci.Descriptor]:
+        from lithify.assemble.image import write_index
+
+        made = [self.platform(inputs, locks, platform) for platform in platforms]
+        index = write_index(self.store, [manifest for _, manifest in made], locks[-1].created)
+        return tuple(result for result, _ in made), index
+
+    def platform(
+        self, inputs: _Inputs, locks: Sequence[Lock], platform: Platform
+    ) -> tuple[PlatformResult, oci.Descriptor]:
+        from lithify.assemble.image import Facts, write_image
+        from lithify.assemble.layers import describe, write_contents
+
+        name = inputs.lineage[-1].name
+        merged = {path: data for files in inputs.files for path, data in files.items()}
+        python = self.family.base.python
+        system = self.system(inputs.lineage, locks, platform)
+        environment = contract.environment_layer(python, merged)
+        own = contract.image_layer(name, merged, inputs.locks[-1])
+        levels = lineage_levels([lock.of(platform, "pypi") for lock in locks])
+        fixed = len(system) + 2
+        planned = plan_layers(levels, self.family.maximum_layers - fixed)
+        if fixed + len(planned) > self.family.maximum_layers:
+            raise InputError(
+                f"image `{name}` needs {fixed + len(planned)} layers and may have {self.family.maximum_layers}",
+                hint="raise `maximum` in [layers] of lithify.toml",
+            )
+        packages = self.packages(planned, locks, platform)
+        layers: list[oci.Layer] = [one.layer for one in system if one.level == 0]
+        key, layer = write_contents(self.store, environment, self.compression)
+        layers.append(describe(layer, key, environment.name))
+        for number, image in enumerate(inputs.lineage):
+            layers += [one.layer for one in system if one.level == number + 1]
+            for one, (key, layer) in zip(planned, packages.layers, strict=True):
+                if one.level == number:
+                    layers.append(describe(layer, key, f"{image.name}: {one.name}", one.packages))
+        key, layer = write_contents(self.store, own, self.compression)
+        layers.append(describe(layer, key, own.name))
+        command = next((image.cmd for image in reversed(inputs.lineage) if image.cmd), None)
+        names = {package.name for package in locks[-1].of(platform, "pypi")}
+        environment_variables = {k: v for image in inputs.lineage for k, v in image.environment.items()}
+        created = locks[-1].created
+        facts = Facts(
+            created=created,
+            environment=contract.image_environment(name, environment_variables),
+            command=command or (NOTEBOOK_COMMAND if "jupyterlab" in names else DEFAULT_COMMAND),
+            labels={
+                **self.image_labels(inputs.lineage),
+                "org.opencontainers.image.created": created.strftime("%Y-%m-%dT%H:%M:%SZ"),
+            },
+        )
+        manifest = write_image(self.store, platform, layers, facts)
+        made = [*(one.layer for one in system if not one.reused), *packages.new]
+        new = {layer.descriptor.digest for layer in made}
+        result = PlatformResult(
+            platform=platform,
+            digest=manifest.digest,
+            size=sum(layer.descriptor.size for layer in layers),
+            layers=len(layers),
+            layers_reused=sum(layer.descriptor.digest not in new for layer in layers),
+            fragments_built=packages.built,
+            fragments_reused=sum(len(one.packages) for one in planned) - packages.built,
+            new_bytes=sum({layer.descriptor.digest: layer.descriptor.size for layer in made}.values()),
+        )
+        return result, manifest
+
+    # -- layers of packages ------------------------------------------------------------------------------------
+
+    def packages(self, planned: Sequence[PlannedLayer], locks: Sequence[Lock], platform: Platform) -> _Packages:
+        from lithify.assemble.layers import find_conflicts, find_layer, layer_key
+        from lithify.fragment.fragment import fragment_key
+        from lithify.sources import Target
+
+        user = runtime.JOVYAN
+        python_build = self.python_build(locks, platform)
+        target = Target(platform, runtime.PREFIX, user.uid, user.gid, self.family.base.python, python_build)
+        every = [package for one in planned for package in one.packages]
+        keys = {package: fragment_key(package, target, self.compression) for package in every}
+        layer_keys = [layer_key([keys[package] for package in one.packages], self.compression) for one in planned]
+        found = [find_layer(self.store, key) for key in layer_keys]
+        together = hashlib.sha256("\n".join(sorted(keys.values())).encode()).hexdigest()
+        if all(found) and self.store.record("together", together) is not None:
+            return _Packages(tuple((k, layer) for k, layer in zip(layer_keys, found, strict=True) if layer), (), 0)
+        fragments, built = self.fragments(every, keys, target, locks)
+        find_conflicts(fragments)
+        self.store.write_record("together", together, {})
+        missing = [number for number, layer in enumerate(found) if layer is None]
+        self.report(Event("assemble", "start", "layers", total=len(missing)))
+
+        def join(number: int) -> oci.Layer:
+            return self.joined(planned[number], layer_keys[number], fragments, target, locks)
+
+        from concurrent.futures import ThreadPoolExecutor
+
+        with ThreadPoolExecutor(self.settings.jobs) as pool:
+            made = dict(zip(missing, pool.map(join, missing), strict=True))
+        self.report(Event("assemble", "finish", "layers", f"{len(missing)} new layers", len(missing), len(missing)))
+        layers = [layer or made[number] for number, layer in enumerate(found)]
+        return _Packages(tuple(zip(layer_keys, layers, strict=True)), tuple(made.values()), built)
+
+    def fragments(
+        self, packages: Sequence[Package], keys: Mapping[Package, str], target: Target, locks: Sequence[Lock]
+    ) -> tuple[dict[Package, Fragment], int]:
+        """The fragments of all packages, and how many of them had to be made."""
+        from lithify.fragment.fragment import Recipe, find_fragment, make_fragments
+
+        found = {package: find_fragment(self.store, keys[package]) for package in packages}
+        absent = [package for package, fragment in found.items() if fragment is None]
+        if absent:
+            artefacts = self.fetched(absent)
+            interpreter = self.interpreter(locks)
+            source = self.wheels()
+            make_fragments(
+                self.store,
+                [Recipe(p, target, self.compression, source, artefacts[p], interpreter) for p in absent],
+                jobs=self.settings.jobs,
+                report=self.report,
+            )
+            found |= {package: find_fragment(self.store, keys[package]) for package in absent}
+        return {package: fragment for package, fragment in found.items() if fragment is not None}, len(absent)
+
+    def joined(
+        self, one: PlannedLayer, key: str, fragments: dict[Package, Fragment], target: Target, locks: Sequence[Lock]
+    ) -> oci.Layer:
+        """A layer of fragments; those found damaged on the way are made anew, once."""
+        from lithify.assemble.layers import DamagedFragment, join_fragments
+        from lithify.fragment.fragment import fragment_key
+
+        try:
+            return join_fragments(self.store, one, fragments, key, self.compression)
+        except DamagedFragment as error:
+            self.report(Event("assemble", "warning", message=f"{error.message}; it is made anew"))
+            keys = {package: fragment_key(package, target, self.compression) for package in one.packages}
+            again, _ = self.fragments(one.packages, keys, target, locks)
+            return join_fragments(self.store, one, {**fragments, **again}, key, self.compression)
+
+    # -- layers of the system ------------------------------------------------------------------------------------
+
+    def system(self, lineage: Sequence[Image], locks: Sequence[Lock], platform: Platform) -> Sequence[SystemLayer]:
+        """The base's layers and those of the lineage's ``apt.txt``; made where they are not there."""
+        from lithify.assemble.system import system_layers
+
+        host = host_platform()
+        levels = debian_levels(lineage, locks, platform)
+        twins = levels if platform == host else debian_levels(lineage, locks, host)
+        return system_layers(
+            self.store,
+            self.family.base,
+            levels,
+            twins,
+            platform,
+            self.compression,
+            fetched=self.fetched,
+            report=self.report,
+        )
+
+    def interpreter(self, locks: Sequence[Lock]) -> Interpreter:
+        """The base's Python on this machine's architecture, which compiles for every platform."""
+        from lithify.fragment.bytecode import Interpreter
+        from lithify.store.rootfs import root_filesystem
+
+        host = host_platform()
+        eldest = self.family.lineage(next(iter(self.family.images)))[:1]
+        layers = [one.layer for one in self.system(eldest, locks[:1], host) if one.level == 0]
+        root = root_filesystem(self.store, layers, report=self.report)
+        return Interpreter(root, f"/usr/bin/python{self.family.base.python}")
+
+    def python_build(self, locks: Sequence[Lock], platform: Platform) -> str:
+        """What identifies the interpreter that compiles, and that must be the platform's own."""
+        from lithify.sources.debian import interpreter_build
+
+        builds = {one: interpreter_build(locks[-1].of(one)) for one in {platform, host_platform()}}
+        if len(set(builds.values())) > 1:
+            found = ", ".join(f"{build} on {one}" for one, build in sorted(builds.items()))
+            raise InputError(
+                f"the lock has different Pythons for different platforms: {found}",
+                hint="`lithify lock --upgrade` locks all platforms from the same moment",
+            )
+        return builds[platform]
+
+    # -- artefacts -------------------------------------------------------------------------------------------------
+
+    def fetched(self, packages: Sequence[Package]) -> Mapping[Package, Path]:
+        from lithify.fetch import fetch
+        from lithify.sources.debian import DebianSource
+
+        wheels, debs = self.wheels(), DebianSource(self.settings)
+        sources: dict[str, Source] = {
+            name: wheels if name == "pypi" else debs for name in {package.source for package in packages}
+        }
+        return fetch(
+            self.store,
+            packages,
+            sources,
+            offline=self.settings.offline,
+            jobs=self.settings.jobs,
+            report=self.report,
+        )
+
+    def wheels(self) -> PypiSource:
+        from lithify.sources.pypi import PypiSource
+
+        return PypiSource(self.settings, self.family.base.python)
+
+
+def debian_levels(lineage: Sequence[Image], locks: Sequence[Lock], platform: Platform) -> list[tuple[Package, ...]]:
+    """The Debian packages of the base, then those that each image of the lineage adds.
+
+    Raises:
+        InputError: when a child was locked on other packages than its parent has now.
+    """
+    debian = [[p for p in lock.of(platform) if p.source.startswith("debian")] for lock in locks]
+    base = [p for p in debian[-1] if p.base]
+    levels = lineage_levels([[p for p in packages if not p.base] for packages in debian])
+    for number, packages in enumerate(debian[:-1]):
+        below = {p for level in levels[: number + 1] for p in level} | set(base)
+        if set(packages) != below:
+            child, parent = lineage[-1].name, lineage[number].name
+            raise InputError(
+                f"the lock of `{child}` was made on other Debian packages than the lock of `{parent}` has now",
+                hint=f"`lithify lock {child}` brings it up to date",
+            )
+    return [tuple(base), *levels]
+
+
+def _own_files(requirements: Requirements) -> dict[str, bytes]:
+    """What an image's folder puts into the image as it is, by the names that `contract` knows."""
+    files = {
+        "start": requirements.start,
+        "jupyter_notebook_config.py": requirements.jupyter_config,
+        "dask_config.yml": requirements.dask_config,
+    }
+    return {name: data for name, data in files.items() if data is not None}
+
+
+def _lock_bytes(image: Image) -> bytes:
+    path = lock_path(image)
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        raise InputError(
+            f"image `{image.name}` has no lock: {path} does not exist", hint=f"`lithify lock {image.name}` makes it"
+        ) from None
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error}") from error
+
+
+def _text(data: bytes, image: Image) -> str:
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{lock_path(image)} is not UTF-8: {error}") from error
+
+
+def _base_facts(family: Family) -> dict[str, Any]:
+    base = family.base
+    if isinstance(base, DebianBase):
+        return {"debian": base.suite, "packages": list(base.packages)}
+    return {"layout": str(base.layout), "image": base.image, "python": base.python}

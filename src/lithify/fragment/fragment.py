@@ -1,0 +1,194 @@
+"""Fragments: a package's slice in the store, made once and kept for ever.
+
+A fragment depends on the artefact's sha256, the target and the rules by which slices are made: its key. It never
+depends on other packages, the clock or the host. What is read back is checked against its record, so a changed file is
+made anew and never built in.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from multiprocessing import get_context
+from pathlib import Path
+
+from lithify import progress
+from lithify.errors import FetchError, LithifyError
+from lithify.fragment import bytecode
+from lithify.fragment.bytecode import Compiler, Interpreter
+from lithify.fragment.slice import write_slice
+from lithify.resolve.lockfile import Package
+from lithify.sources import FragmentSource, Target
+from lithify.store import oci
+from lithify.store.compression import Compression
+from lithify.store.store import Store, digest_of_file
+
+# Raise it when the same artefact must give another slice.
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Fragment:
+    """A slice in the store. ``sha256`` and ``size`` are the compressed file's; the rest is as in `Slice`."""
+
+    key: str
+    file: Path
+    sha256: str
+    size: int
+    alone: str
+    paths: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One fragment to make: what it is made of. Can be sent to another process."""
+
+    package: Package
+    target: Target
+    compression: Compression
+    source: FragmentSource
+    artefact: Path
+    interpreter: Interpreter | None
+
+    @property
+    def key(self) -> str:
+        """The fragment's key."""
+        return fragment_key(self.package, self.target, self.compression)
+
+
+def fragment_key(package: Package, target: Target, compression: Compression) -> str:
+    """What a fragment depends on, as a digest."""
+    document = {
+        "format": FORMAT,
+        "bytecode": bytecode.RULES,
+        "source": package.source,
+        "artefact": package.sha256,
+        # The file's name says what the artefact claims to be (a wheel's version and tags): installing checks it.
+        "file": package.file,
+        "target": {**asdict(target), "platform": str(target.platform)},
+        "compression": compression.identity,
+    }
+    return hashlib.sha256(oci.canonical(document)).hexdigest()
+
+
+def fragment_path(store: Store, key: str) -> Path:
+    """Where the fragment with ``key`` lies, whether or not it is there."""
+    return store.root / "fragments" / key[:2] / key
+
+
+def find_fragment(store: Store, key: str) -> Fragment | None:
+    """The fragment with ``key``, or None where it has to be made. Looks at its size only: readers check the bytes."""
+    path = fragment_path(store, key)
+    try:
+        record = json.loads(path.with_suffix(".json").read_bytes())
+        if path.stat().st_size != record["size"]:
+            return None
+        return Fragment(key, path, record["sha256"], record["size"], record["alone"], record["paths"])
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        return None
+
+
+def forget_fragment(store: Store, key: str) -> None:
+    """Remove a fragment that is not what its record says."""
+    path = fragment_path(store, key)
+    path.with_suffix(".json").unlink(missing_ok=True)
+    path.unlink(missing_ok=True)
+
+
+def make_fragment(store: Store, recipe: Recipe, compiler: Compiler | None) -> Fragment:
+    """Make one fragment and keep it.
+
+    Raises:
+        LithifyError: naming the package, when its artefact is not what was locked or cannot be installed.
+    """
+    package, key = recipe.package, recipe.key
+    if digest_of_file(recipe.artefact) != f"sha256:{package.sha256}":
+        with suppress(OSError):
+            recipe.artefact.unlink()
+        raise FetchError(
+            f"{package.file} was changed in the cache {store.root}: it is not what was locked",
+            hint="it has been removed; the same command fetches it again",
+        )
+    path = fragment_path(store, key)
+    try:
+        files = recipe.source.files(package, recipe.artefact, recipe.target)
+        with store.writing(path, durable=False) as output:
+            done = write_slice(files, recipe.target, recipe.compression, compiler, output)
+    except LithifyError as error:
+        if package.name not in error.message:
+            error.message = f"{package.name} {package.version}: {error.message}"
+        raise
+    record = {**asdict(done), "package": package.name}
+    with store.writing(path.with_suffix(".json"), durable=False) as output:
+        output.write(json.dumps(record, separators=(",", ":"), ensure_ascii=False).encode("utf-8", "surrogateescape"))
+    return Fragment(key, path, done.sha256, done.size, done.alone, done.paths)
+
+
+def make_fragments(
+    store: Store, recipes: Sequence[Recipe], *, jobs: int, report: progress.Report = progress.silent
+) -> None:
+    """Make fragments in parallel, the largest first; each is in the store as soon as it is done.
+
+    Raises:
+        LithifyError: the first failure; what is done by then is kept.
+    """
+    ordered = sorted(recipes, key=lambda recipe: (-recipe.package.size, recipe.key))
+    total = sum(recipe.package.size for recipe in ordered)
+    done = 0
+    report(progress.Event("fragment", "start", "install", total=total, unit="bytes"))
+
+    def finished(recipe: Recipe) -> None:
+        nonlocal done
+        done += recipe.package.size
+        report(
+            progress.Event("fragment", "advance", "install", recipe.package.name, done=done, total=total, unit="bytes")
+        )
+
+    # A pool costs more than it gives for a few small packages.
+    if jobs == 1 or len(ordered) == 1 or total < 4_000_000:
+        _here(store, ordered, finished)
+    else:
+        _in_processes(store, ordered, min(jobs, len(ordered)), finished)
+    report(progress.Event("fragment", "finish", "install", f"{len(ordered)} packages", done=total, total=total))
+
+
+def _here(store: Store, recipes: Iterable[Recipe], finished: Callable[[Recipe], None]) -> None:
+    compilers: dict[Interpreter, Compiler] = {}
+    try:
+        for recipe in recipes:
+            make_fragment(store, recipe, _compiler(recipe, compilers))
+            finished(recipe)
+    finally:
+        for compiler in compilers.values():
+            compiler.close()
+
+
+def _compiler(recipe: Recipe, compilers: dict[Interpreter, Compiler]) -> Compiler | None:
+    if recipe.interpreter is None:
+        return None
+    return compilers.setdefault(recipe.interpreter, Compiler(recipe.interpreter))
+
+
+def _in_processes(store: Store, recipes: Sequence[Recipe], jobs: int, finished: Callable[[Recipe], None]) -> None:
+    # "spawn": the parent draws progress in a thread, and a fork would copy its locks.
+    pool = ProcessPoolExecutor(jobs, mp_context=get_context("spawn"))
+    try:
+        running: dict[Future[None], Recipe] = {pool.submit(_in_worker, store, recipe): recipe for recipe in recipes}
+        while running:
+            for future in wait(running, return_when=FIRST_COMPLETED).done:
+                recipe = running.pop(future)
+                future.result()
+                finished(recipe)
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+_compilers: dict[Interpreter, Compiler] = {}  # of a worker process; its sandbox dies with it
+
+
+def _in_worker(store: Store, recipe: Recipe) -> None:
+    make_fragment(store, recipe, _compiler(recipe, _compilers))

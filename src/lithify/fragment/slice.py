@@ -1,0 +1,133 @@
+"""A package's files as a compressed tar slice: the work behind every fragment.
+
+A slice holds the headers and contents of files, sorted by path, and neither folders nor the end-of-archive blocks:
+a layer adds both, once. So any slices can be joined into a layer in which no path occurs twice.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import BinaryIO
+
+from lithify import runtime
+from lithify.errors import LithifyError
+from lithify.fragment.bytecode import Compiler, cached_path, is_compiled
+from lithify.sources import File, Target
+from lithify.store import tar
+from lithify.store.compression import CHUNK, Compression, compressor
+
+
+@dataclass(frozen=True)
+class Slice:
+    """What was written: the sha256 and size in bytes of the compressed slice, and what each path holds.
+
+    The values of ``paths`` identify type, mode and content: two packages may both bring a path only where the values
+    are equal. ``alone`` is the diffID of a layer that holds this slice only: most bytes of an image are in such
+    layers, and hashing them on the way saves decompressing them later.
+    """
+
+    sha256: str
+    size: int
+    alone: str
+    paths: dict[str, str]
+
+
+@dataclass(frozen=True)
+class _Member:
+    entry: tar.Entry
+    file: File | None  # None: the content is `data`
+    data: bytes = b""
+
+
+def write_slice(
+    files: Iterable[File], target: Target, compression: Compression, compiler: Compiler | None, output: BinaryIO
+) -> Slice:
+    """Write ``files``, and the ``.pyc`` of those that want one, as a slice to ``output``.
+
+    Memory holds one chunk of content at a time, and a package's ``.pyc`` files.
+
+    Raises:
+        LithifyError: from a content that is not what its package promised.
+    """
+    members = sorted(_members(files, target, compiler), key=lambda member: member.entry.path.encode())
+    frame, digest, size = compressor(compression), hashlib.sha256(), 0
+    alone = hashlib.sha256(folders(member.entry.path for member in members))
+    paths: dict[str, str] = {}
+
+    def emit(data: bytes) -> None:
+        nonlocal size
+        if data:
+            digest.update(data)
+            size += len(data)
+            output.write(data)
+
+    def put(data: bytes) -> None:
+        alone.update(data)
+        emit(frame.compress(data))
+
+    for member in members:
+        entry = member.entry
+        put(tar.header(entry))
+        known = member.file.sha256 if member.file else None
+        content, written = hashlib.sha256(), 0
+        for chunk in _content(member):
+            if known is None:
+                content.update(chunk)
+            put(chunk)
+            written += len(chunk)
+        if written != entry.size:
+            raise LithifyError(f"{entry.path}: {entry.size} bytes announced, {written} found")
+        if pad := tar.padding(written):
+            put(pad)
+        paths[entry.path] = _identity(entry, known or content.hexdigest())
+    emit(frame.flush())
+    alone.update(tar.END)
+    return Slice(digest.hexdigest(), size, f"sha256:{alone.hexdigest()}", paths)
+
+
+def _identity(entry: tar.Entry, content: str) -> str:
+    told = f"{entry.kind} {entry.mode:o} {entry.link}\0{content}"
+    return hashlib.sha256(told.encode("utf-8", "surrogateescape")).hexdigest()[:32]
+
+
+def folders(paths: Iterable[str]) -> bytes:
+    """The headers of every folder above ``paths``. The same metadata in every layer, so that no order matters."""
+    user = runtime.JOVYAN
+    return b"".join(
+        tar.header(tar.Entry(path, "directory", 0o755, user.uid, user.gid, mtime=runtime.MTIME))
+        for path in tar.parents(paths)
+    )
+
+
+def _members(files: Iterable[File], target: Target, compiler: Compiler | None) -> Iterator[_Member]:
+    tag = f"cpython-{target.python.replace('.', '')}"
+    given: dict[str, _Member] = {}
+    compiled: dict[str, _Member] = {}
+    for file in files:
+        if file.path in given:
+            raise LithifyError(f"the package holds {file.path} twice")
+        kind: tar.Kind = "symlink" if file.link else "file"
+        given[file.path] = _Member(_entry(file.path, kind, file.mode, file.size, file.link, target), file)
+        if file.compile and compiler is not None and is_compiled(file.path):
+            with file.content() as stream:
+                source = stream.read()
+            if (pyc := compiler.compile(f"/{file.path}", source)) is not None:
+                path = cached_path(file.path, tag)
+                compiled[path] = _Member(_entry(path, "file", 0o644, len(pyc), "", target), None, pyc)
+    # What a wheel ships in `__pycache__` was made for other modification times: ours replaces it.
+    yield from ({**given, **compiled}).values()
+
+
+def _entry(path: str, kind: tar.Kind, mode: int, size: int, link: str, target: Target) -> tar.Entry:
+    return tar.Entry(path, kind, mode, target.uid, target.gid, 0 if link else size, link, runtime.MTIME)
+
+
+def _content(member: _Member) -> Iterator[bytes]:
+    if member.file is None:
+        yield member.data
+    elif not member.file.link:
+        with member.file.content() as stream:
+            while chunk := stream.read(CHUNK):
+                yield chunk
