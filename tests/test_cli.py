@@ -53,14 +53,15 @@ def lithify_process(*arguments: str, **environment: str) -> subprocess.Completed
 
 def test_build_passes_what_was_asked(calls: list[Any], tmp_path: Path) -> None:
     line = ["-q", "build", "a", "b", "--family", str(tmp_path), "--platform", "linux/arm64"]
-    line += ["--compression", "gzip", "--locked", "--offline", "--jobs", "3"]
+    line += ["--compression", "gzip", "--locked", "--offline", "--jobs", "3", "--label", "a.b=c=d"]
     assert cli.run(line) == 0
     (name, arguments, keywords) = calls.pop()
     assert (name, arguments) == ("build", (tmp_path, ("a", "b")))
     settings = keywords.pop("settings")
     assert (settings.offline, settings.jobs, settings.store) == (True, 3, tmp_path / "store")
     del keywords["report"]
-    assert keywords == {"platforms": ("linux/arm64",), "compression": "gzip", "locked": True}
+    labels = {"a.b": "c=d"}
+    assert keywords == {"platforms": ("linux/arm64",), "compression": "gzip", "locked": True, "labels": labels}
 
 
 def test_lock_passes_what_was_asked(calls: list[Any]) -> None:

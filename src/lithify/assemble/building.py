@@ -11,7 +11,6 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -353,6 +352,8 @@ class _Build:
         def join(number: int) -> oci.Layer:
             return self.joined(planned[number], layer_keys[number], fragments, target, locks)
 
+        from concurrent.futures import ThreadPoolExecutor
+
         with ThreadPoolExecutor(self.settings.jobs) as pool:
             made = dict(zip(missing, pool.map(join, missing), strict=True))
         self.report(Event("assemble", "finish", "layers", f"{len(missing)} new layers", len(missing), len(missing)))
@@ -445,10 +446,9 @@ class _Build:
         from lithify.fetch import fetch
         from lithify.sources.debian import DebianSource
 
-        names = {package.source for package in packages}
-        wheels = self.wheels()
+        wheels, debs = self.wheels(), DebianSource(self.settings)
         sources: dict[str, Source] = {
-            name: wheels if name == "pypi" else DebianSource(name, self.settings) for name in names
+            name: wheels if name == "pypi" else debs for name in {package.source for package in packages}
         }
         return fetch(
             self.store,

@@ -8,10 +8,10 @@ configuration). Both are pure functions of what they are given.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import PurePosixPath
 
 from lithify import runtime
-from lithify.assemble.layers import Contents
 from lithify.errors import InputError
 from lithify.runtime import CONDA_DIR, JOVYAN, MTIME, PREFIX
 from lithify.store import tar
@@ -64,6 +64,14 @@ hash -r 2>/dev/null
 """
 
 
+@dataclass(frozen=True)
+class Contents:
+    """Files of a layer that are ours, not a package's: entries with their bytes, parents before children."""
+
+    name: str
+    members: tuple[tuple[tar.Entry, bytes], ...]
+
+
 def environment_layer(python: str, files: Mapping[str, bytes]) -> Contents:
     """The layer below the packages: an empty virtual environment over the base's ``/usr/bin/pythonX.Y``.
 
@@ -110,7 +118,6 @@ def image_layer(image: str, files: Mapping[str, bytes], lock: bytes) -> Contents
     """
     start = files.get("start", _START.format(image=image).encode())
     _check_start(image, start)
-    folders = ["srv"]
     members = [
         (_entry("srv", "directory", 0o755, owned=True), b""),
         _file("srv/start", start, mode=0o755),
@@ -120,7 +127,7 @@ def image_layer(image: str, files: Mapping[str, bytes], lock: bytes) -> Contents
         members.append(_file("etc/jupyter/jupyter_notebook_config.py", configuration, owned=False))
     present = {entry.path for entry, _ in members}
     for folder in tar.parents(present):
-        if folder not in present and folder not in folders:
+        if folder not in present:
             members.append((_entry(folder, "directory", 0o755), b""))
     return _contents("image", members)
 

@@ -8,30 +8,25 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import suppress
 
 from lithify import runtime
+from lithify.assemble.contract import Contents
 from lithify.errors import InputError, LithifyError
 from lithify.fragment.fragment import Fragment, forget_fragment
+from lithify.fragment.slice import folders
 from lithify.plan import PlannedLayer
 from lithify.resolve.lockfile import Package
 from lithify.store import oci, tar
-from lithify.store.compression import CHUNK, Compression, compress, compressor, decompressed
+from lithify.store.compression import Compression, compress, compressor, decompressed, decompressor
 from lithify.store.store import Store, digest_of_file
 
 FORMAT = 1
+_PIECE = 1 << 17  # bytes of a fragment read at once: a piece of source code grows tenfold when it is decompressed
 
 
 class DamagedFragment(LithifyError):
     """A fragment in the store is not what its record says; it has been removed and can be made anew."""
-
-
-@dataclass(frozen=True)
-class Contents:
-    """Files of a layer that are ours, not a package's: entries with their bytes, sorted by path."""
-
-    name: str
-    members: tuple[tuple[tar.Entry, bytes], ...]
 
 
 def layer_key(fragment_keys: Sequence[str], compression: Compression) -> str:
@@ -84,19 +79,20 @@ def join_fragments(
         again = frozenset(fragment.paths) & seen if len(members) > 1 else frozenset()
         repeated.append(again)
         seen.update(fragment.paths)
+    alone = len(members) == 1
     diff = hashlib.sha256()
 
     def frames() -> Iterator[bytes]:
-        yield from _frame(_folders(paths), compression, diff)
+        yield from _frame(folders(paths), compression, diff)
         for fragment, again in zip(members, repeated, strict=True):
             if again:
                 yield from _without(store, fragment, again, compression, diff)
             else:
-                yield from _copied(store, fragment, compression, diff)
+                yield from _copied(store, fragment, compression, None if alone else diff)
         yield from _frame(tar.END, compression, diff)
 
     descriptor = store.write_blob(frames(), compression.media_type)
-    layer = oci.Layer(descriptor, f"sha256:{diff.hexdigest()}")
+    layer = oci.Layer(descriptor, members[0].alone if alone else f"sha256:{diff.hexdigest()}")
     keep_layer(store, key, layer)
     return layer
 
@@ -121,28 +117,19 @@ def _frame(data: bytes, compression: Compression, diff: hashlib._Hash) -> Iterat
     yield compress(data, compression)
 
 
-def _folders(paths: Sequence[str]) -> bytes:
-    """The headers of every folder above ``paths``. The same metadata in every layer, so that no order matters."""
-    user = runtime.JOVYAN
-    return b"".join(
-        tar.header(tar.Entry(path, "directory", 0o755, user.uid, user.gid, mtime=runtime.MTIME))
-        for path in tar.parents(paths)
-    )
-
-
-def _copied(store: Store, fragment: Fragment, compression: Compression, diff: hashlib._Hash) -> Iterator[bytes]:
-    """The bytes of a fragment as they are, checked against its record, its uncompressed bytes added to ``diff``."""
-    compressed = hashlib.sha256()
+def _copied(store: Store, fragment: Fragment, compression: Compression, diff: hashlib._Hash | None) -> Iterator[bytes]:
+    """The bytes of a fragment as they are, checked against its record; uncompressed, they are added to ``diff``."""
+    compressed, frame = hashlib.sha256(), decompressor(compression)
     with fragment.file.open("rb") as file:
-        while chunk := file.read(CHUNK):
+        while chunk := file.read(_PIECE):
             compressed.update(chunk)
             yield chunk
-        if compressed.hexdigest() != fragment.sha256:
-            forget_fragment(store, fragment.key)
-            raise DamagedFragment(f"a cached fragment in {store.root} was changed: {fragment.key}")
-        file.seek(0)
-        for data in decompressed(file, compression.media_type):
-            diff.update(data)
+            if diff is not None:
+                with suppress(Exception):  # What does not decompress does not have the digest either: see below.
+                    diff.update(frame.decompress(chunk))
+    if compressed.hexdigest() != fragment.sha256:
+        forget_fragment(store, fragment.key)
+        raise DamagedFragment(f"a cached fragment in {store.root} was changed: {fragment.key}")
 
 
 def _without(

@@ -144,6 +144,9 @@ def lock(
     show_default=True,
     help="Of the layers; gzip is for Docker before 23.",
 )
+@click.option(
+    "--label", "labels", multiple=True, metavar="KEY=VALUE", help="Add a label to the images; may be repeated."
+)
 @click.option("--locked", is_flag=True, help="Fail where a lock does not answer its requirement files.")
 @click.option("--offline", is_flag=True, help="Use the cache alone, not the network.")
 @_as_json
@@ -155,6 +158,7 @@ def build(
     family: Path,
     platforms: tuple[str, ...],
     compression: str,
+    labels: tuple[str, ...],
     locked: bool,
     offline: bool,
     as_json: bool,
@@ -172,6 +176,7 @@ def build(
             platforms=platforms,
             compression=compression,
             locked=locked,
+            labels=_labels(labels),
             settings=options.settings(offline=offline),
             report=report,
         )
@@ -220,6 +225,16 @@ def run(
             settings=options.settings(),
             report=report,
         )
+
+
+def _labels(texts: Sequence[str]) -> dict[str, str]:
+    labels = {}
+    for text in texts:
+        key, equals, value = text.partition("=")
+        if not key or not equals:
+            raise click.BadParameter(f"'{text}' is not KEY=VALUE.", param_hint="'--label'")
+        labels[key] = value
+    return labels
 
 
 def _environment(variables: Sequence[str]) -> dict[str, str]:

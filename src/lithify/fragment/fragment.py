@@ -33,12 +33,13 @@ FORMAT = 1
 
 @dataclass(frozen=True)
 class Fragment:
-    """A slice in the store. ``sha256`` and ``size`` are the compressed file's; ``paths`` as in `Slice`."""
+    """A slice in the store. ``sha256`` and ``size`` are the compressed file's; the rest is as in `Slice`."""
 
     key: str
     file: Path
     sha256: str
     size: int
+    alone: str
     paths: Mapping[str, str]
 
 
@@ -86,7 +87,7 @@ def find_fragment(store: Store, key: str) -> Fragment | None:
         record = json.loads(path.with_suffix(".json").read_bytes())
         if path.stat().st_size != record["size"]:
             return None
-        return Fragment(key, path, record["sha256"], record["size"], record["paths"])
+        return Fragment(key, path, record["sha256"], record["size"], record["alone"], record["paths"])
     except (FileNotFoundError, ValueError, KeyError, TypeError):
         return None
 
@@ -121,10 +122,10 @@ def make_fragment(store: Store, recipe: Recipe, compiler: Compiler | None) -> Fr
         if package.name not in error.message:
             error.message = f"{package.name} {package.version}: {error.message}"
         raise
-    record = {"sha256": done.sha256, "size": done.size, "package": package.name, "paths": done.paths}
+    record = {**asdict(done), "package": package.name}
     with store.writing(path.with_suffix(".json"), durable=False) as output:
         output.write(json.dumps(record, separators=(",", ":"), ensure_ascii=False).encode("utf-8", "surrogateescape"))
-    return Fragment(key, path, done.sha256, done.size, done.paths)
+    return Fragment(key, path, done.sha256, done.size, done.alone, done.paths)
 
 
 def make_fragments(

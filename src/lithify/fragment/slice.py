@@ -24,12 +24,13 @@ class Slice:
     """What was written: the sha256 and size in bytes of the compressed slice, and what each path holds.
 
     The values of ``paths`` identify type, mode and content: two packages may both bring a path only where the values
-    are equal.
+    are equal. ``alone`` is the diffID of a layer that holds this slice only: most bytes of an image are in such
+    layers, and hashing them on the way saves decompressing them later.
     """
 
     sha256: str
     size: int
-    tar_size: int
+    alone: str
     paths: dict[str, str]
 
 
@@ -51,7 +52,8 @@ def write_slice(
         LithifyError: from a content that is not what its package promised.
     """
     members = sorted(_members(files, target, compiler), key=lambda member: member.entry.path.encode())
-    frame, digest, size, tar_size = compressor(compression), hashlib.sha256(), 0, 0
+    frame, digest, size = compressor(compression), hashlib.sha256(), 0
+    alone = hashlib.sha256(folders(member.entry.path for member in members))
     paths: dict[str, str] = {}
 
     def emit(data: bytes) -> None:
@@ -61,24 +63,42 @@ def write_slice(
             size += len(data)
             output.write(data)
 
+    def put(data: bytes) -> None:
+        alone.update(data)
+        emit(frame.compress(data))
+
     for member in members:
         entry = member.entry
-        head = tar.header(entry)
-        emit(frame.compress(head))
-        identity = hashlib.sha256(f"{entry.kind} {entry.mode:o} {entry.link}\0".encode("utf-8", "surrogateescape"))
-        written = 0
+        put(tar.header(entry))
+        known = member.file.sha256 if member.file else None
+        content, written = hashlib.sha256(), 0
         for chunk in _content(member):
-            identity.update(chunk)
-            emit(frame.compress(chunk))
+            if known is None:
+                content.update(chunk)
+            put(chunk)
             written += len(chunk)
         if written != entry.size:
             raise LithifyError(f"{entry.path}: {entry.size} bytes announced, {written} found")
-        pad = tar.padding(written)
-        emit(frame.compress(pad))
-        tar_size += len(head) + written + len(pad)
-        paths[entry.path] = identity.hexdigest()[:32]
+        if pad := tar.padding(written):
+            put(pad)
+        paths[entry.path] = _identity(entry, known or content.hexdigest())
     emit(frame.flush())
-    return Slice(digest.hexdigest(), size, tar_size, paths)
+    alone.update(tar.END)
+    return Slice(digest.hexdigest(), size, f"sha256:{alone.hexdigest()}", paths)
+
+
+def _identity(entry: tar.Entry, content: str) -> str:
+    told = f"{entry.kind} {entry.mode:o} {entry.link}\0{content}"
+    return hashlib.sha256(told.encode("utf-8", "surrogateescape")).hexdigest()[:32]
+
+
+def folders(paths: Iterable[str]) -> bytes:
+    """The headers of every folder above ``paths``. The same metadata in every layer, so that no order matters."""
+    user = runtime.JOVYAN
+    return b"".join(
+        tar.header(tar.Entry(path, "directory", 0o755, user.uid, user.gid, mtime=runtime.MTIME))
+        for path in tar.parents(paths)
+    )
 
 
 def _members(files: Iterable[File], target: Target, compiler: Compiler | None) -> Iterator[_Member]:

@@ -35,7 +35,8 @@ class Target:
 class File:
     """One file at its final place. ``path`` is relative to the image's root; ``link`` makes it a symbolic link.
 
-    ``size`` bytes come from ``open()``; ``compile`` says that a ``.pyc`` belongs beside it.
+    ``size`` bytes come from ``content()``; ``compile`` says that a ``.pyc`` belongs beside it. ``sha256`` is the
+    content's, in hexadecimal, where the source checks the content against it while it is read: it saves hashing twice.
     """
 
     path: str
@@ -44,6 +45,7 @@ class File:
     content: Content
     link: str = ""
     compile: bool = False
+    sha256: str | None = None
 
 
 class Content(Protocol):

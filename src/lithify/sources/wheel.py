@@ -22,17 +22,17 @@ import posixpath
 import stat
 import struct
 import zipfile
-import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, BinaryIO
+from typing import Any, BinaryIO, cast
 
 from installer.records import InvalidRecordEntry, parse_record_file
 from installer.scripts import Script
 from installer.utils import parse_entrypoints, parse_metadata_file
 from packaging.utils import InvalidWheelFilename, canonicalize_name, parse_wheel_filename
 from packaging.version import InvalidVersion, Version
+from zlib_ng import zlib_ng
 
 from lithify.errors import LithifyError
 from lithify.resolve.lockfile import Package
@@ -51,7 +51,7 @@ _SCHEMES = ("purelib", "platlib", "headers", "scripts", "data")
 # What `zipfile` and zlib raise for a broken archive, and what reading text out of it can raise.
 _BROKEN = (
     zipfile.BadZipFile,
-    zlib.error,
+    cast(type[Exception], zlib_ng.error),
     struct.error,
     EOFError,
     NotImplementedError,
@@ -134,6 +134,8 @@ class _Wheel:
                 raise self.error(f"`{name}` is compressed in a way that wheels do not use ({info.compress_type})")
             if name in members:
                 raise self.error(f"holds `{name}` twice")
+            if not (0 <= info.header_offset < self.bytes and info.compress_size <= self.bytes):
+                raise self.error(f"`{name}` lies outside of the archive")
             if info.compress_type == zipfile.ZIP_STORED and info.compress_size != info.file_size:
                 raise self.error(f"`{name}` is stored with two sizes")
             members[name] = info
@@ -166,34 +168,35 @@ class _Wheel:
         if len(name.encode()) > 2048 or any(len(part.encode()) > 255 for part in parts):
             raise self.error(f"{name[:80]!r}... is longer than a file name can be")
 
-    def raw(self, info: zipfile.ZipInfo) -> bytes:
-        """A member's compressed bytes, read with one call where the local header is as long as expected."""
+    def extent(self, info: zipfile.ZipInfo) -> tuple[int, bytes]:
+        """Where a member's compressed bytes begin, and as many of them as came with the local header."""
         name = info.orig_filename.encode("utf-8" if info.flag_bits & 0x800 else "cp437")
         head = _LOCAL_HEADER.size + len(name)
-        data = os.pread(self.descriptor, head + 64 + info.compress_size, info.header_offset)
+        data = os.pread(self.descriptor, head + 64 + min(info.compress_size, _CHUNK), info.header_offset)
         fields = _LOCAL_HEADER.unpack_from(data)
         if fields[0] != b"PK\x03\x04" or data[_LOCAL_HEADER.size : head] != name or fields[9] != len(name):
             raise self.error(f"`{info.orig_filename}` has two names in the archive")
         start = head + int(fields[10])
-        end = start + info.compress_size
-        if len(data) < end:
-            data = os.pread(self.descriptor, info.compress_size, info.header_offset + start)
-            start, end = 0, info.compress_size
-        if len(data) < end:
-            raise self.error(f"`{info.orig_filename}` ends early")
-        return data[start:end]
+        return info.header_offset + start, data[start : start + info.compress_size]
 
     def whole(self, info: zipfile.ZipInfo) -> bytes:
         """A member's bytes, never more of them than the archive's directory says."""
-        data = self.raw(info)
+        start, data = self.extent(info)
+        if len(data) < info.compress_size:
+            data = os.pread(self.descriptor, info.compress_size, start)
         if info.compress_type == zipfile.ZIP_DEFLATED:
-            inflate = zlib.decompressobj(-15)
+            inflate = zlib_ng.decompressobj(-15)
             data = inflate.decompress(data, info.file_size + 1)
             if len(data) == info.file_size and not inflate.eof:
                 data += inflate.decompress(inflate.unconsumed_tail, 1)
-            if not inflate.eof or len(data) != info.file_size:
-                raise self.error(f"`{info.orig_filename}` is not of the {info.file_size} bytes that it claims")
+            if not inflate.eof:
+                raise self.wrong_size(info)
+        if len(data) != info.file_size:
+            raise self.wrong_size(info)
         return data
+
+    def wrong_size(self, info: zipfile.ZipInfo) -> LithifyError:
+        return self.error(f"`{info.orig_filename}` is not of the {info.file_size} bytes that it claims")
 
     def verified(self, info: zipfile.ZipInfo, announced: _Announced) -> bytes:
         """A member's bytes, checked against RECORD."""
@@ -394,6 +397,7 @@ class _Wheel:
                 info.file_size,
                 functools.partial(self.open, info, announced),
                 compile=final.endswith(".py") and final.startswith(packages),
+                sha256=announced.digest.hex() if announced.algorithm == "sha256" else None,
             )
         for script in scripts:
             # A script of the same name in the archive is what installers overwrite with the entry point's.
@@ -413,10 +417,10 @@ class _Wheel:
 
     def begins(self, info: zipfile.ZipInfo, text: bytes) -> bool:
         """Whether a member's content begins with ``text``."""
-        if info.file_size < len(text):
-            return False
-        with self.zip.open(info) as stream:
-            return stream.read(len(text)) == text
+        _, data = self.extent(info)
+        if info.compress_type == zipfile.ZIP_DEFLATED:
+            data = zlib_ng.decompressobj(-15).decompress(data, len(text))
+        return data[: len(text)] == text
 
 
 class _Verifying(io.RawIOBase):
@@ -424,34 +428,49 @@ class _Verifying(io.RawIOBase):
 
     def __init__(self, wheel: _Wheel, info: zipfile.ZipInfo, announced: _Announced) -> None:
         self.wheel, self.info, self.announced = wheel, info, announced
-        self.stream: IO[bytes] = wheel.zip.open(info)
-        self.hash: Any = hashlib.new(announced.algorithm)
+        self.inflate = zlib_ng.decompressobj(-15) if info.compress_type == zipfile.ZIP_DEFLATED else None
+        self.hash = hashlib.new(announced.algorithm)
+        self.at, self.waiting = wheel.extent(info)
+        self.at += len(self.waiting)
+        self.end = self.at - len(self.waiting) + info.compress_size
         self.left = info.file_size
 
     def readable(self) -> bool:
         return True
 
     def readinto(self, buffer: Any) -> int:
-        if not self.left:
+        if not self.left or not len(buffer):
             return 0
         try:
-            data = self.stream.read(len(buffer))
+            data = self.next(min(len(buffer), self.left))
             self.hash.update(data)
             self.left -= len(data)
-            if self.left < 0 or (not data and buffer) or (not self.left and self.stream.read(1)):
-                raise self.wheel.error(
-                    f"`{self.info.orig_filename}` is not of the {self.info.file_size} bytes that it claims"
-                )
+            if not self.left and (self.next(1) or (self.inflate is not None and not self.inflate.eof)):
+                raise self.wheel.wrong_size(self.info)
         except _BROKEN as error:
             raise self.wheel.error(f"`{self.info.orig_filename}` cannot be read: {error}") from error
+        if not data:
+            raise self.wheel.wrong_size(self.info)
         if not self.left:
             self.wheel.compare(self.info, self.announced, self.hash.digest())
         buffer[: len(data)] = data
         return len(data)
 
-    def close(self) -> None:
-        self.stream.close()
-        super().close()
+    def next(self, size: int) -> bytes:
+        """Up to ``size`` bytes of content; none where the member ends."""
+        while True:
+            if not self.waiting and self.at < self.end:
+                self.waiting = os.pread(self.wheel.descriptor, min(_CHUNK, self.end - self.at), self.at)
+                self.at += len(self.waiting)
+                if not self.waiting:
+                    return b""
+            if self.inflate is None:
+                data, self.waiting = self.waiting[:size], self.waiting[size:]
+                return data
+            data = self.inflate.decompress(self.waiting, size)
+            self.waiting = self.inflate.unconsumed_tail
+            if data or self.inflate.eof or (not self.waiting and self.at >= self.end):
+                return data
 
 
 def _is_plain(name: str) -> bool:

@@ -84,6 +84,23 @@ def compress(data: bytes, compression: Compression) -> bytes:
     return frame.compress(data) + frame.flush()
 
 
+class Decompressor(Protocol):
+    """Turns one compressed frame back into a stream."""
+
+    def decompress(self, data: bytes, /) -> bytes:
+        """The uncompressed bytes that ``data`` completes."""
+        ...
+
+
+def decompressor(compression: Compression) -> Decompressor:
+    """A decompressor of one frame of ours."""
+    if compression.name == "zstd":
+        return zstd.ZstdDecompressor()
+    from zlib_ng import zlib_ng
+
+    return zlib_ng.decompressobj(31)
+
+
 def decompressed(file: BinaryIO, media_type: str) -> Iterator[bytes]:
     """The uncompressed bytes of a layer blob, in chunks; ``media_type`` says how it is compressed.
 
@@ -98,11 +115,14 @@ def decompressed(file: BinaryIO, media_type: str) -> Iterator[bytes]:
                 while chunk := stream.read(CHUNK):
                     yield chunk
         elif media_type.endswith(("+gzip", ".gzip")):
-            from zlib_ng import gzip_ng
+            from zlib_ng import gzip_ng, zlib_ng
 
-            with gzip_ng.GzipNGFile(fileobj=file, mode="rb") as stream:  # type: ignore[no-untyped-call]
-                while chunk := stream.read(CHUNK):
-                    yield chunk
+            try:
+                with gzip_ng.GzipNGFile(fileobj=file, mode="rb") as stream:  # type: ignore[no-untyped-call]
+                    while chunk := stream.read(CHUNK):
+                        yield chunk
+            except zlib_ng.error as error:  # type: ignore[misc]
+                raise OSError(str(error)) from error
         elif media_type.endswith(".tar"):
             while chunk := file.read(CHUNK):
                 yield chunk
