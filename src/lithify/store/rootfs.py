@@ -17,6 +17,7 @@ from __future__ import annotations
 import errno
 import getpass
 import hashlib
+import io
 import json
 import os
 import shutil
@@ -29,7 +30,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO, cast
 
 from lithify.errors import HostError, InputError, LithifyError
 from lithify.progress import Event, Report, silent
@@ -129,14 +130,23 @@ def _read_files(store: Store, layers: Sequence[oci.Layer], paths: Iterable[str],
             folder, _, name = path.rpartition(b"/")
             if name == _OPAQUE:
                 hidden.add(folder + b"/" if folder else b"")
-            elif name.startswith(_WHITEOUT):
+                continue
+            if name.startswith(_WHITEOUT):
                 gone = _join(folder, name.removeprefix(_WHITEOUT))
                 hidden |= {gone, gone + b"/"}
-            elif member.type != tar.DIRECTORY:
+                continue
+            # What lies above a member is a folder, whatever a lower layer has there.
+            hidden.update([one for one in wanted if path.startswith(one + b"/")])
+            for one in here:  # what this layer had there before: the last of one name counts
+                if one == path or (one.startswith(path + b"/") and member.type != tar.DIRECTORY):
+                    here[one] = None
+                    linked.pop(one, None)
+            if member.type == tar.DIRECTORY:
+                hidden.add(path)
+            else:
                 hidden |= {path, path + b"/"}
                 if path in wanted:
                     here[path] = b"".join(content) if member.type in tar.REGULAR else None
-                    linked.pop(path, None)
                     if member.type == tar.HARDLINK:
                         linked[path] = _clean(member.link, layer).decode("utf-8", "surrogateescape")
         for path, target in linked.items() if links else ():
@@ -177,7 +187,7 @@ def _members(
     diff_id = hashlib.sha256()
 
     def uncompressed(file: _Hashing) -> Iterator[bytes]:
-        for chunk in decompressed(file, layer.descriptor.media_type):  # type: ignore[arg-type]
+        for chunk in decompressed(cast(BinaryIO, file), layer.descriptor.media_type):
             diff_id.update(chunk)
             yield chunk
 
@@ -206,7 +216,7 @@ def _members(
             raise _bad(layer, f"its uncompressed digest is not {layer.diff_id}, as the configuration says")
 
 
-class _Hashing:
+class _Hashing(io.RawIOBase):
     """A file that knows the digest of what was read from it."""
 
     def __init__(self, file: BinaryIO, progress: Callable[[int], None]) -> None:
@@ -214,20 +224,22 @@ class _Hashing:
         self._digest = hashlib.sha256()
         self._progress = progress
 
+    def readable(self) -> bool:
+        return True
+
     def read(self, size: int = -1) -> bytes:
         data = self._file.read(size)
         self._digest.update(data)
         self._progress(len(data))
         return data
 
+    def readinto(self, buffer: Any, /) -> int:
+        data = self.read(len(buffer))
+        buffer[: len(data)] = data
+        return len(data)
+
     def digest(self) -> str:
         return f"sha256:{self._digest.hexdigest()}"
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return False
 
 
 def _bad(layer: oci.Layer, why: str) -> LithifyError:
@@ -558,7 +570,7 @@ def _parts_reversed(path: bytes) -> list[bytes]:
 def _remove(path: bytes) -> None:
     try:
         os.unlink(path)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         pass
     except IsADirectoryError:
         remove_tree(Path(os.fsdecode(path)))
