@@ -42,7 +42,13 @@ def python_layout(shared: Path) -> Path:
 @pytest.fixture(scope="session")
 def wheels() -> tuple[families.Wheel, ...]:
     """Wheels that together have what makes installing wheels hard; see `families.pure_wheels`."""
-    return (*families.pure_wheels(), *families.machine_wheels())
+    return families.pure_wheels()
+
+
+@pytest.fixture(scope="session")
+def every_wheel(wheels: tuple[families.Wheel, ...]) -> tuple[families.Wheel, ...]:
+    """`wheels` and a large one with machine code, enough to be worth several processes."""
+    return (*wheels, *families.machine_wheels())
 
 
 @pytest.fixture

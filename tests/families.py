@@ -163,7 +163,11 @@ def machine_wheels() -> tuple[Wheel, ...]:
         code = Path(sys.executable).resolve().read_bytes() if platform == host_platform() else elf(platform.elf_machine)
         noise = hashlib.shake_256(str(platform).encode()).digest(4_200_000)
         suffix = f"cpython-{HOST_PYTHON.replace('.', '')}-{platform.triplet}.so"
-        files = {"machine/__init__.py": "", f"machine/code.{suffix}": code, "machine/table.bin": noise}
+        files: dict[str, bytes | str] = {
+            "machine/__init__.py": "",
+            f"machine/code.{suffix}": code,
+            "machine/table.bin": noise,
+        }
         made.append(wheel("machine", files, tag=compiled_tag(platform)))
     return tuple(made)
 

@@ -47,7 +47,7 @@ def test_a_base_that_changed_in_its_layout_is_noticed(
 
 
 def test_a_base_is_known_by_its_digest_not_by_its_place(tmp_path: Path, ready: Settings) -> None:
-    built = []
+    built: list[lithify.BuildResult] = []
     for place in ("here", "there"):
         families.plain_base(tmp_path / place / "base")
         family = families.write_family(
@@ -103,3 +103,25 @@ def test_a_parent_that_was_locked_again_makes_its_child_stale(
     lock.write_text(write_lock(replace(parsed, packages=(*parsed.packages, *packages))))
     (warning,) = warnings_of(family, ready)
     assert "`child`" in warning
+
+
+def test_wheels_come_from_where_the_requirement_files_say(
+    tmp_path: Path, python_layout: Path, settings: Settings, wheels: tuple[families.Wheel, ...]
+) -> None:
+    plain, tool, *_ = wheels
+    folder = tmp_path / "family/parent/wheels"
+    folder.mkdir(parents=True)
+    (folder / plain.file).write_bytes(plain.data)
+    with families.index(tmp_path / "index", [tool]) as address:
+        specs = [
+            families.Spec("parent", [plain]),
+            families.Spec("child", [tool], extends="parent"),
+        ]
+        family = families.write_family(tmp_path / "family", specs, base=python_layout, lock=False)
+        for name, line in (("parent", "--find-links wheels"), ("child", f"--index-url {address}")):
+            path = family / name / "requirements.txt"
+            path.write_text(f"{line}\n{path.read_text()}")
+        families.lock_family(family, {spec.name: spec.wheels for spec in specs})
+        nowhere = replace(settings, sources={"pypi": "http://127.0.0.1:9/simple/"})
+        (child,) = lithify.build(family, ["child"], settings=nowhere)
+    assert child.platforms[0].fragments_built == 2

@@ -42,13 +42,13 @@ class Scene:
 
 @pytest.fixture(scope="session")
 def scene(
-    shared: Path, python_layout: Path, wheels: tuple[families.Wheel, ...], tmp_path_factory: pytest.TempPathFactory
+    shared: Path, python_layout: Path, every_wheel: tuple[families.Wheel, ...], tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Scene]:
-    with families.index(tmp_path_factory.mktemp("index"), wheels) as address:
+    with families.index(tmp_path_factory.mktemp("index"), every_wheel) as address:
         with families.made_once(shared, "damage") as (folder, empty):
             family, store = folder / "family", folder / "store"
             if empty:
-                families.write_small(family, python_layout, wheels, platforms=(LINUX_AMD64,))
+                families.write_small(family, python_layout, every_wheel, platforms=(LINUX_AMD64,))
                 settings = Settings(store=store, jobs=2, sources={"pypi": address})
                 digest = lithify.build(family, settings=settings)[-1].digest
                 (folder / "digest").write_text(digest)
@@ -182,9 +182,9 @@ def test_an_artefact_that_changed_under_its_seal_is_reported_and_then_fetched_ag
 
 
 def test_an_artefact_that_the_index_changed_is_refused(
-    scene: Scene, tmp_path: Path, wheels: tuple[families.Wheel, ...]
+    scene: Scene, tmp_path: Path, every_wheel: tuple[families.Wheel, ...]
 ) -> None:
-    changed = [replace(one, data=one.data[:-1] + b"x") if one.name == "tool" else one for one in wheels]
+    changed = [replace(one, data=one.data[:-1] + b"x") if one.name == "tool" else one for one in every_wheel]
     # An index without hashes, as some mirrors are: the lock alone knows what is right.
     with families.index(tmp_path / "index", changed, hashes=False) as address:
         with pytest.raises(LithifyError, match="tool") as caught:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,9 +22,9 @@ from lithify.plan import PlannedLayer, lineage_levels, plan_layers
 from lithify.platforms import Platform, host_platform, parse_platform
 from lithify.progress import Event, Report, silent
 from lithify.read.family import DebianBase, Family, Image, LayoutBase, read_family
-from lithify.read.requirements import Requirements, documents, lock_path, read_requirements
+from lithify.read.requirements import Indexes, Requirements, documents, lock_path, read_requirements
 from lithify.read.settings import Settings, read_settings
-from lithify.resolve.lockfile import Lock, Package, fingerprint, parse_lock, read_lock
+from lithify.resolve.lockfile import Lock, Package, fingerprint, parse_lock
 from lithify.store import oci
 from lithify.store.compression import Compression, parse_compression
 from lithify.store.store import Store, open_store
@@ -116,9 +116,10 @@ class _Inputs:
     """All that an image is made of, as bytes; `key` identifies it."""
 
     lineage: tuple[Image, ...]
+    requirements: tuple[Requirements, ...]
     files: tuple[Mapping[str, bytes], ...]  # of each image of the lineage
     locks: tuple[bytes, ...]
-    documents: str  # the fingerprint of the requirement files as they are now
+    fingerprint: str
     key: str
 
 
@@ -141,6 +142,7 @@ class _Build:
     compression: Compression
     labels: Mapping[str, str]
     report: Report
+    indexes: Indexes = Indexes()  # what the requirement files of the image at work say
 
     def image(self, name: str, platforms: tuple[Platform, ...], locked: bool) -> BuildResult:
         started = time.monotonic()
@@ -152,15 +154,12 @@ class _Build:
                 parse_lock(_text(data, image), str(lock_path(image)))
                 for image, data in zip(inputs.lineage, inputs.locks, strict=True)
             )
-            stale = self.is_stale(name, locks[-1])
-            self.check_stale(name, stale, locked)
-            results, index = self.make(inputs, locks, platforms)
-            self.remember(inputs, index, results, stale)
+            self.check_fingerprint(name, inputs, locks[-1].fingerprint, locked)
+            results, index = self.told_where(inputs.requirements).make(inputs, locks, platforms)
+            self.remember(inputs.key, index, results, locks[-1].fingerprint)
         else:
-            index, results, checked = known
-            # What was found when it was made still holds for the same requirement files.
-            stale = checked[inputs.documents] if inputs.documents in checked else self.is_stale(name)
-            self.check_stale(name, stale, locked)
+            index, results, locked_fingerprint = known
+            self.check_fingerprint(name, inputs, locked_fingerprint, locked)
         self.store.name_image(store_name, index)
         seconds = time.monotonic() - started
         return BuildResult(name, store_name, index.digest, results, seconds, known is not None)
@@ -169,7 +168,8 @@ class _Build:
 
     def inputs(self, name: str, platforms: tuple[Platform, ...]) -> _Inputs:
         lineage = self.family.lineage(name)
-        files = tuple(_own_files(read_requirements(image)) for image in lineage)
+        requirements = tuple(read_requirements(image) for image in lineage)
+        files = tuple(_own_files(one) for one in requirements)
         locks = tuple(_lock_bytes(image) for image in lineage)
         facts = {
             "format": FORMAT,
@@ -184,11 +184,10 @@ class _Build:
         for number, (own, lock) in enumerate(zip(files, locks, strict=True)):
             parts[f"{number}/lock"] = lock
             parts |= {f"{number}/files/{path}": data for path, data in own.items()}
-        return _Inputs(
-            lineage, files, locks, fingerprint(documents(self.family, lineage)), fingerprint(parts).partition(":")[2]
-        )
+        documented = fingerprint(documents(self.family, lineage))
+        return _Inputs(lineage, requirements, files, locks, documented, fingerprint(parts).partition(":")[2])
 
-    def known(self, key: str) -> tuple[oci.Descriptor, tuple[PlatformResult, ...], dict[str, bool]] | None:
+    def known(self, key: str) -> tuple[oci.Descriptor, tuple[PlatformResult, ...], str] | None:
         record = self.store.record("images", key)
         if record is None:
             return None
@@ -208,14 +207,16 @@ class _Build:
                 )
                 for entry in record["platforms"]
             )
-            checked = {str(record["documents"]): bool(record["stale"])}
+            locked_fingerprint = str(record["fingerprint"])
         except (KeyError, TypeError, InputError):
             return None
         if not all(self.store.has_blob(blob) for blob in blobs):
             return None
-        return index, results, checked
+        return index, results, locked_fingerprint
 
-    def remember(self, inputs: _Inputs, index: oci.Descriptor, results: Sequence[PlatformResult], stale: bool) -> None:
+    def remember(
+        self, key: str, index: oci.Descriptor, results: Sequence[PlatformResult], locked_fingerprint: str
+    ) -> None:
         blobs = [index]
         for manifest in self.store.read_document(index)["manifests"]:
             descriptor = oci.parse_descriptor(manifest, index.digest)
@@ -225,8 +226,7 @@ class _Build:
         plain = {(b.digest, b.size): oci.Descriptor(b.media_type, b.digest, b.size).document() for b in blobs}
         record: dict[str, Any] = {
             "index": index.document(),
-            "documents": inputs.documents,
-            "stale": stale,
+            "fingerprint": locked_fingerprint,
             "blobs": list(plain.values()),
             "platforms": [
                 {
@@ -239,16 +239,10 @@ class _Build:
                 for result in results
             ],
         }
-        self.store.write_record("images", inputs.key, record)
+        self.store.write_record("images", key, record)
 
-    def is_stale(self, name: str, lock: Lock | None = None) -> bool:
-        from lithify.resolve.locking import stale
-
-        image = self.family.image(name)
-        return stale(self.family, image, lock or read_lock(lock_path(image)))
-
-    def check_stale(self, name: str, stale: bool, locked: bool) -> None:
-        if not stale:
+    def check_fingerprint(self, name: str, inputs: _Inputs, locked_fingerprint: str, locked: bool) -> None:
+        if inputs.fingerprint == locked_fingerprint:
             return
         or_parent = ", or its parent's lock," if self.family.image(name).extends else ""
         message = f"the requirement files of `{name}`{or_parent} changed since its lock was made"
@@ -275,6 +269,11 @@ class _Build:
         for image in lineage:
             labels |= image.labels
         return {**labels, **self.labels}
+
+    def told_where(self, requirements: Sequence[Requirements]) -> _Build:
+        from lithify.sources.pypi import indexes_of
+
+        return replace(self, indexes=indexes_of(requirements))
 
     # -- a changed one ---------------------------------------------------------------------------------------
 
@@ -488,7 +487,7 @@ class _Build:
     def wheels(self) -> PypiSource:
         from lithify.sources.pypi import PypiSource
 
-        return PypiSource(self.settings, self.family.base.python)
+        return PypiSource(self.settings, self.family.base.python, self.indexes)
 
 
 def debian_levels(lineage: Sequence[Image], locks: Sequence[Lock], platform: Platform) -> list[tuple[Package, ...]]:
