@@ -37,7 +37,7 @@ def test_a_base_that_changed_in_its_layout_is_noticed(
 ) -> None:
     layout = tmp_path / "base"
     families.plain_base(layout)
-    family = families.write_family(tmp_path / "family", [families.Spec("one")], base=layout)
+    family = families.write_family(tmp_path / "family", [families.Spec("one")], base=layout, python="3.13")
     (first,) = lithify.build(family, settings=ready)
     base = open_store(layout)
     images.image(base, [images.layer(base, [images.file("etc/motd", "new")])], "test/base")
@@ -51,7 +51,7 @@ def test_a_base_is_known_by_its_digest_not_by_its_place(tmp_path: Path, ready: S
     for place in ("here", "there"):
         families.plain_base(tmp_path / place / "base")
         family = families.write_family(
-            tmp_path / place / "family", [families.Spec("one")], base=tmp_path / place / "base"
+            tmp_path / place / "family", [families.Spec("one")], base=tmp_path / place / "base", python="3.13"
         )
         built += lithify.build(family, settings=ready)
     assert built[1].unchanged
