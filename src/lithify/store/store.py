@@ -26,7 +26,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -276,15 +276,30 @@ class Store:
     def record(self, kind: str, key: str) -> dict[str, Any] | None:
         """The fact recorded under ``key``, or None; a damaged record counts as none."""
         try:
-            value = json.loads((self.root / "records" / kind / key).read_bytes())
-        except (FileNotFoundError, ValueError):
+            return parse_checked((self.root / "records" / kind / key).read_bytes())
+        except (FileNotFoundError, NotADirectoryError):
             return None
-        return value if isinstance(value, dict) else None
 
     def write_record(self, kind: str, key: str, value: dict[str, Any]) -> None:
         """Record a fact under ``key``. Written without a flush: a lost record is only work done again."""
         with self.writing(self.root / "records" / kind / key, durable=False) as file:
-            file.write(oci.canonical(value))
+            file.write(checked(value))
+
+
+def checked(value: Mapping[str, Any]) -> bytes:
+    """``value`` as a line of JSON and a line with its sha256: records decide what goes into images, as blobs do."""
+    body = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    data = body.encode("utf-8", "surrogateescape")
+    return b"%b\n%b\n" % (data, hashlib.sha256(data).hexdigest().encode())
+
+
+def parse_checked(data: bytes) -> dict[str, Any] | None:
+    """What `checked` made ``data`` of, or None where a byte of it was changed."""
+    body, _, rest = data.partition(b"\n")
+    if rest != b"%b\n" % hashlib.sha256(body).hexdigest().encode():
+        return None
+    value = json.loads(body.decode("utf-8", "surrogateescape"))
+    return value if isinstance(value, dict) else None
 
 
 def open_store(root: Path) -> Store:
