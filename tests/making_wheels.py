@@ -26,6 +26,7 @@ def make_wheel(
     version: str = "1.0",
     tag: str = "py3-none-any",
     requires: tuple[str, ...] = (),
+    extras: tuple[str, ...] = (),
     modes: Mapping[str, int] | None = None,
     record: str | None = None,
     unlisted: Mapping[str, bytes] | None = None,
@@ -43,6 +44,7 @@ def make_wheel(
     content = dict(members if members is not None else {f"{name}/__init__.py": b"value = 1\n"})
     lines = [f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n"]
     lines += [f"Requires-Dist: {requirement}\n" for requirement in requires]
+    lines += [f"Provides-Extra: {extra}\n" for extra in extras]
     content[f"{info}/METADATA"] = "".join(lines).encode()
     root = "true" if purelib else "false"
     content[f"{info}/WHEEL"] = f"Wheel-Version: 1.0\nRoot-Is-Purelib: {root}\nTag: {tag}\n".encode()

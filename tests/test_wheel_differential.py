@@ -26,6 +26,9 @@ PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
 # Data files, headers, compiled extensions, `#!python` scripts, binaries among the scripts, entry points, many files.
 NAMES = ("bokeh", "greenlet", "jupyter-core", "jupyterlab", "markupsafe", "nbdime", "pandas", "psutil", "ruff", "s3cmd")
 
+# Notes of what was asked for by name, and from where: they depend on other packages, and on the machine.
+NOTES = ("REQUESTED", "direct_url.json", "uv_build.json", "uv_cache.json")
+
 
 @pytest.fixture(scope="module")
 def wheels(tmp_path_factory: pytest.TempPathFactory) -> dict[Package, Path]:
@@ -100,8 +103,7 @@ def test_files_are_those_of_another_installer(installer, wheels: dict[Package, P
         if place.startswith("bin/") and b"# -*- coding: utf-8 -*-" in content[:300] and b"sys.exit(" in content:
             scripts.add(place)
 
-    # uv and pip note what was asked for by name and from where: that depends on other packages, and on the machine.
-    extra = {path for path in theirs if path.endswith((".dist-info/REQUESTED", ".dist-info/direct_url.json"))}
+    extra = {path for path in theirs if path.endswith(tuple(f".dist-info/{name}" for name in NOTES))}
     # uv leaves a lock of its own in the environment.
     extra |= {path for path in theirs if path in (".lock", "CACHEDIR.TAG")}
     assert theirs.keys() - extra == ours.keys()
@@ -127,7 +129,7 @@ def _record(content: bytes, scripts: set[str]) -> dict[str, tuple[str, str]]:
     found = {}
     for path, digest, size in csv.reader(content.decode().splitlines()):
         name = path.rpartition("/")[2]
-        if name in ("REQUESTED", "direct_url.json") and ".dist-info/" in path:
+        if name in NOTES and ".dist-info/" in path:
             continue
         if name == "INSTALLER" or any(path.endswith(f"/{script}") for script in scripts):
             digest = size = ""

@@ -150,9 +150,11 @@ def read_requirements(image: Image) -> Requirements:
 
 
 def documents(family: Family, lineage: Sequence[Image]) -> dict[str, bytes]:
-    """What a lock answers, by name: the requirement files of the lineage and the family's facts that matter.
+    """What the lock of the last image of ``lineage`` answers, by name.
 
-    Comments and blank lines do not, nor does where the family lies.
+    That is the requirement files of the lineage, the family's facts that matter, and the parent's lock: where it was
+    made anew, its child is locked again too, or the two would not share their layers. Comments and blank lines do not
+    count, nor does where the family lies.
 
     Raises:
         InputError: for a requirement file that is wrong.
@@ -169,6 +171,8 @@ def documents(family: Family, lineage: Sequence[Image]) -> dict[str, bytes]:
     for image in lineage:
         for path, content in read_requirements(image).files.items():
             found[f"{image.name}: {Path(os.path.relpath(path, family.root)).as_posix()}"] = content
+    if len(lineage) > 1 and (parent := _bytes(lock_path(lineage[-2]))) is not None:
+        found[f"{lineage[-2].name}: {LOCK_FILE}"] = parent.replace(b"\r\n", b"\n")
     return found
 
 

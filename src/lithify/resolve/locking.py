@@ -86,23 +86,12 @@ def stale(family: Family, image: Image, lock: Lock) -> bool:
 
 
 def fingerprint_of(family: Family, image: Image) -> str:
-    """The fingerprint that a lock of ``image`` made now would have.
-
-    It covers the requirement files of the lineage and the packages of the parent's lock: a child whose parent was
-    locked again is locked again too, or the two would not share their layers.
+    """The fingerprint that a lock of ``image`` made now would have; see `lithify.read.requirements.documents`.
 
     Raises:
-        InputError: for a requirement file or a parent's lock that is wrong.
+        InputError: for a requirement file that is wrong.
     """
-    found = documents(family, family.lineage(image.name))
-    if image.extends is not None:
-        path = lock_path(family.images[image.extends])
-        if path.exists():
-            packages = read_lock(path).packages
-            found["parent"] = "".join(
-                f"{p.source} {p.name} {p.platform} {p.version} {p.file} {p.sha256}\n" for p in packages
-            ).encode()
-    return fingerprint(found)
+    return fingerprint(documents(family, family.lineage(image.name)))
 
 
 @dataclass(frozen=True)

@@ -232,8 +232,10 @@ class _Asked:
         return LithifyError(f"uv failed to choose packages of `{image}`{where}", details=complaint)
 
 
-# uv's hint where only a source distribution would do.
-_WHEELLESS = re.compile(r"Wheels are required for `([^`]+)`")
+# uv's hints where only a source distribution would do, and where wheels are for other machines or Pythons.
+_WHEELLESS = re.compile(
+    r"hint: (?:Wheels are required for|Wheels are available for|You require .* but we only found wheels for) `([^`]+)`"
+)
 
 
 def _compile(
@@ -277,6 +279,8 @@ def _compile(
                 for wheel in entry.get("wheels", ()):
                     if "path" in wheel:
                         wheel["path"] = str((folder / wheel["path"]).resolve())
+                    elif str(wheel.get("url", "")).startswith("file:"):
+                        wheel["path"] = unquote(urlsplit(wheel["url"]).path)
             return list(entries)
         except (OSError, ValueError, AttributeError, TypeError) as error:
             raise LithifyError(f"uv's pylock.toml is not readable: {error}") from error

@@ -77,13 +77,21 @@ class Store:
 
     @contextlib.contextmanager
     def scratch(self, prefix: str) -> Iterator[Path]:
-        """An empty folder that is gone when the block ends."""
-        with friendly_disk_errors(self.root):
-            folder = Path(tempfile.mkdtemp(dir=self.root / "tmp", prefix=f"{prefix}-"))
+        """An empty folder that is gone when the block ends.
+
+        It is locked while it is used: whoever asks for the next one removes what a killed process left.
+        """
+        with self.lock("scratch"), friendly_disk_errors(self.root):
+            for left in (self.root / "tmp").glob("scratch-*"):
+                _remove_unused(left)
+            folder = Path(tempfile.mkdtemp(dir=self.root / "tmp", prefix=f"scratch-{prefix}-"))
+            handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            fcntl.flock(handle, fcntl.LOCK_EX)
         try:
             yield folder
         finally:
             remove_tree(folder)
+            os.close(handle)
 
     @contextlib.contextmanager
     def lock(self, name: str) -> Iterator[None]:
@@ -248,6 +256,8 @@ class Store:
         path = self.root / "index.json"
         try:
             manifests = json.loads(path.read_bytes())["manifests"]
+            if not isinstance(manifests, list):
+                raise TypeError("`manifests` is not a list")
         except FileNotFoundError:
             return []
         except (ValueError, KeyError, TypeError) as error:
@@ -318,7 +328,7 @@ def friendly_disk_errors(root: Path) -> Iterator[None]:
                 f"no space is left for the store {root}",
                 hint="free some, or put the store on another disk with --store or LITHIFY_STORE",
             ) from error
-        if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
+        if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM, errno.ENOTDIR):
             raise HostError(
                 f"the store {root} cannot be written: {error}",
                 hint="choose another one with --store or LITHIFY_STORE",
@@ -341,6 +351,17 @@ def remove_tree(folder: Path) -> None:
                 if not path.is_symlink():
                     path.chmod(0o700)
     shutil.rmtree(folder, ignore_errors=True)
+
+
+def _remove_unused(folder: Path) -> None:
+    """Remove a scratch folder unless a process holds it."""
+    with contextlib.suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            remove_tree(folder)
+        finally:
+            os.close(handle)
 
 
 def _sync_folder(folder: Path) -> None:
