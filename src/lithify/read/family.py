@@ -7,6 +7,7 @@ unknown key the nearest known one.
 from __future__ import annotations
 
 import difflib
+import re
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -18,6 +19,9 @@ from lithify.platforms import PLATFORMS, Platform, parse_platform
 
 FAMILY_FILE = "lithify.toml"
 MAXIMUM_LAYERS = 100
+_NAME_HINT = "use at most 63 lower-case letters, digits, `-`, `_` and `.`, a letter or digit first"
+# Debian policy, section 5.6.1; a version may follow.
+_DEBIAN_PACKAGE = re.compile(r"[a-z0-9][a-z0-9+.-]+(=[A-Za-z0-9.+~:-]+)?")
 
 
 @dataclass(frozen=True)
@@ -151,19 +155,27 @@ class _Reader:
         return InputError(f"{where}: {message}", hint=hint)
 
     def line_of(self, key: str) -> int | None:
-        """The line where the last part of ``key`` is set, in or after the heading that its first parts name."""
-        *parents, last = key.split("\0")
-        start = 0
+        """The line where ``key`` (its parts divided by NUL) is set, or else the nearest thing around it."""
+        wanted = key.split("\0")
+        table: list[str] = []
+        best, depth = None, 0
         for number, line in enumerate(self.lines, 1):
             stripped = line.strip()
-            if parents and stripped.startswith("[") and parents[-1] in stripped:
-                start = number
-            if stripped.startswith("[") and last in stripped.strip("[]").replace('"', "").split("."):
+            if stripped.startswith("["):
+                table = _parts(stripped.lstrip("[").partition("]")[0])
+                path = table
+            elif "=" in stripped and not stripped.startswith("#"):
+                path = [*table, *_parts(stripped.partition("=")[0])]
+            else:
+                continue
+            if path == wanted:
                 return number
-            is_set = "=" in stripped and stripped.split("=")[0].strip().strip("\"'") == last
-            if is_set and number >= start and (start or not parents):
-                return number
-        return start or None
+            # An inline table, or the heading of the table that lacks the key.
+            if path == wanted[: len(path)] and len(path) > depth:
+                best, depth = number, len(path)
+            elif wanted == path[: len(wanted)] and best is None:
+                best = number
+        return best
 
     def table(self, value: object, where: str, known: tuple[str, ...]) -> dict[str, Any]:
         if not isinstance(value, dict):
@@ -199,8 +211,10 @@ class _Reader:
         document = self.table(document, "", ("family", "base", "images", "layers"))
         family = self.table(document.get("family", {}), "family", ("name", "platforms", "source"))
         root = self.path.parent
-        name = self.text(family, "name", "family", root.name)
+        name = self.text(family, "name", "family", _default_name(root))
         assert name is not None
+        if not _is_image_name(name):
+            raise self.error(f"`{name}` cannot be a family's name", "family\0name", hint=_NAME_HINT)
         platforms = self.platforms(family)
         layers = self.table(document.get("layers", {}), "layers", ("maximum",))
         maximum = layers.get("maximum", MAXIMUM_LAYERS)
@@ -223,7 +237,13 @@ class _Reader:
         )
 
     def platforms(self, family: dict[str, Any]) -> tuple[Platform, ...]:
-        names = self.texts(family, "platforms", "family") or ("linux/amd64",)
+        names = self.texts(family, "platforms", "family") if "platforms" in family else ("linux/amd64",)
+        if not names:
+            raise self.error(
+                "`platforms` names no platform",
+                "family\0platforms",
+                hint=f"leave it out for linux/amd64; the platforms that can be built are {', '.join(PLATFORMS)}",
+            )
         for name in names:
             if name not in PLATFORMS:
                 raise self.error(
@@ -254,7 +274,11 @@ class _Reader:
                     "base\0python",
                     hint="leave `python` out",
                 )
-            return DebianBase(suite, self.texts(table, "packages", "base"), known[suite])
+            packages = self.texts(table, "packages", "base")
+            for package in packages:
+                if not _DEBIAN_PACKAGE.fullmatch(package):
+                    raise self.error(f"`{package}` is no Debian package's name", "base\0packages")
+            return DebianBase(suite, packages, known[suite])
         if "oci-layout" in table or "image" in table:
             if python is None:
                 raise self.error(
@@ -262,6 +286,8 @@ class _Reader:
                     "base",
                     hint='add `python = "3.13"`: /usr/bin/python3.13 must be in the base',
                 )
+            if not re.fullmatch(r"3\.\d{1,2}", python):
+                raise self.error(f"`python` must be a minor version such as 3.13, found {python!r}", "base\0python")
             layout = self.text(table, "oci-layout", "base")
             image = self.text(table, "image", "base", "")
             return LayoutBase(self.path.parent / layout if layout else None, image or "", python)
@@ -277,12 +303,13 @@ class _Reader:
                 raise self.error(
                     f"`{name}` cannot be an image's name",
                     where,
-                    hint="use at most 63 lower-case letters, digits, `-`, `_` and `.`, a letter or digit first",
+                    hint=_NAME_HINT,
                 )
             table = self.table(entry, where, ("folder", "extends", "cmd", "environment", "labels"))
             folder = self.path.parent / (self.text(table, "folder", where, name) or name)
             if not folder.is_dir():
-                raise self.error(f"image `{name}` has no folder {folder}", where, hint=f"mkdir {folder}")
+                key = f"{where}\0folder" if "folder" in table else where
+                raise self.error(f"image `{name}` has no folder {folder}", key, hint=f"mkdir {folder}")
             declared[name] = Image(
                 name=name,
                 folder=folder,
@@ -316,6 +343,17 @@ class _Reader:
         for name in declared:
             visit(name, ())
         return ordered
+
+
+def _parts(key: str) -> list[str]:
+    """The parts of a dotted key (https://toml.io/en/v1.0.0#keys)."""
+    return ["".join(part) for part in re.findall(r"\"([^\"]*)\"|'([^']*)'|([A-Za-z0-9_-]+)", key)]
+
+
+def _default_name(folder: Path) -> str:
+    """A family's name where it gives none: its folder's, made to fit an image's name."""
+    name = re.sub(r"[^a-z0-9._-]+", "-", folder.name.lower()).lstrip("._-")[:63]
+    return name or "family"
 
 
 def _is_image_name(name: str) -> bool:
