@@ -132,6 +132,9 @@ class _Packages:
     built: int
 
 
+_NO_INDEXES = Indexes()
+
+
 @dataclass(frozen=True)
 class _Build:
     """What the steps of one `build` call share."""
@@ -142,7 +145,7 @@ class _Build:
     compression: Compression
     labels: Mapping[str, str]
     report: Report
-    indexes: Indexes = Indexes()  # what the requirement files of the image at work say
+    indexes: Indexes = _NO_INDEXES  # what the requirement files of the image at work say
 
     def image(self, name: str, platforms: tuple[Platform, ...], locked: bool) -> BuildResult:
         started = time.monotonic()
