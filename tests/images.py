@@ -124,10 +124,15 @@ def programs(*names: str) -> tuple[Member, ...]:
         assert found is not None, f"the tests need `{name}`"
         path = Path(found).resolve()
         members[f"bin/{name}"] = file(f"bin/{name}", path.read_bytes(), 0o755)
-        listing = subprocess.run(["ldd", str(path)], capture_output=True, text=True, check=False).stdout
-        for library in re.findall(r"(/\S+) \(0x", listing):
-            members[library] = file(library.lstrip("/"), Path(library).read_bytes(), 0o755)
+        members |= {one[0].name: one for one in libraries(path)}
     return tuple(members.values())
+
+
+def libraries(program: Path) -> list[Member]:
+    """The libraries that ``program`` needs, where its linker looks."""
+    listing = subprocess.run(["ldd", str(program)], capture_output=True, text=True, check=False).stdout
+    found = re.findall(r"(/\S+) \(0x", listing)
+    return [file(library.lstrip("/"), Path(library).read_bytes(), 0o755) for library in found]
 
 
 def tree(source: Path, target: str, *, skip: Sequence[str] = ()) -> list[Member]:

@@ -14,6 +14,7 @@ Two kinds of ownership:
 from __future__ import annotations
 
 import functools
+import getpass
 import os
 import shutil
 import subprocess
@@ -89,9 +90,45 @@ def arguments(sandbox: Sandbox, command: Sequence[str]) -> list[str]:
     for key, value in sorted(sandbox.environment.items()):
         line += ["--setenv", key, value]
     line += ["--chdir", sandbox.directory, "--", *command]
-    if sandbox.all_owners and os.geteuid() != 0:
-        line = ["unshare", "--user", "--map-root-user", "--map-auto", "--", *line]
-    return line
+    return with_all_owners(line) if sandbox.all_owners else line
+
+
+def with_all_owners(command: Sequence[str]) -> list[str]:
+    """The command line that runs ``command`` where every user and group exists: as root, or as a namespace's root.
+
+    There, user 0 is the caller and the others are the caller's subordinate ids.
+
+    Raises:
+        HostError: when this machine gives the caller no such ids.
+    """
+    if os.geteuid() == 0:
+        return list(command)
+    _check_subordinate_ids()
+    return ["unshare", "--user", "--map-root-user", "--map-auto", "--", *command]
+
+
+@functools.cache
+def _check_subordinate_ids() -> None:
+    for program, package in (("unshare", "util-linux"), ("newuidmap", "uidmap"), ("newgidmap", "uidmap")):
+        if shutil.which(program) is None:
+            raise HostError(
+                f"no `{program}` on this machine, which gives a build its users and groups",
+                hint=f"install the package `{package}` (`shadow-utils` on Fedora), or build as root",
+            )
+    result = subprocess.run(
+        ["unshare", "--user", "--map-root-user", "--map-auto", "--", "true"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if result.returncode != 0:
+        user = getpass.getuser()
+        raise HostError(
+            f"{user} has no subordinate users and groups on this machine, which Debian's packages need in a build",
+            details=result.stderr.strip(),
+            hint=f"as root: `usermod --add-subuids 100000-165535 --add-subgids 100000-165535 {user}` "
+            "(and util-linux 2.38 or newer); or build as root",
+        )
 
 
 @functools.cache

@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,8 +21,8 @@ from lithify.errors import InputError
 from lithify.plan import PlannedLayer, lineage_levels, plan_layers
 from lithify.platforms import Platform, host_platform, parse_platform
 from lithify.progress import Event, Report, silent
-from lithify.read.family import DebianBase, Family, Image, read_family
-from lithify.read.requirements import Requirements, documents, lock_path, read_requirements
+from lithify.read.family import DebianBase, Family, Image, LayoutBase, read_family
+from lithify.read.requirements import Indexes, Requirements, documents, lock_path, read_requirements
 from lithify.read.settings import Settings, read_settings
 from lithify.resolve.lockfile import Lock, Package, fingerprint, parse_lock
 from lithify.store import oci
@@ -116,6 +116,7 @@ class _Inputs:
     """All that an image is made of, as bytes; `key` identifies it."""
 
     lineage: tuple[Image, ...]
+    requirements: tuple[Requirements, ...]
     files: tuple[Mapping[str, bytes], ...]  # of each image of the lineage
     locks: tuple[bytes, ...]
     fingerprint: str
@@ -141,6 +142,7 @@ class _Build:
     compression: Compression
     labels: Mapping[str, str]
     report: Report
+    indexes: Indexes = Indexes()  # what the requirement files of the image at work say
 
     def image(self, name: str, platforms: tuple[Platform, ...], locked: bool) -> BuildResult:
         started = time.monotonic()
@@ -153,7 +155,7 @@ class _Build:
                 for image, data in zip(inputs.lineage, inputs.locks, strict=True)
             )
             self.check_fingerprint(name, inputs, locks[-1].fingerprint, locked)
-            results, index = self.make(inputs, locks, platforms)
+            results, index = self.told_where(inputs.requirements).make(inputs, locks, platforms)
             self.remember(inputs.key, index, results, locks[-1].fingerprint)
         else:
             index, results, locked_fingerprint = known
@@ -166,14 +168,15 @@ class _Build:
 
     def inputs(self, name: str, platforms: tuple[Platform, ...]) -> _Inputs:
         lineage = self.family.lineage(name)
-        files = tuple(_own_files(read_requirements(image)) for image in lineage)
+        requirements = tuple(read_requirements(image) for image in lineage)
+        files = tuple(_own_files(one) for one in requirements)
         locks = tuple(_lock_bytes(image) for image in lineage)
         facts = {
             "format": FORMAT,
             "compression": self.compression.identity,
             "platforms": [str(platform) for platform in platforms],
             "maximum": self.family.maximum_layers,
-            "base": _base_facts(self.family),
+            "base": self.base_facts(),
             "labels": self.image_labels(lineage),
             "lineage": [[image.name, list(image.cmd or ()), dict(image.environment)] for image in lineage],
         }
@@ -181,9 +184,8 @@ class _Build:
         for number, (own, lock) in enumerate(zip(files, locks, strict=True)):
             parts[f"{number}/lock"] = lock
             parts |= {f"{number}/files/{path}": data for path, data in own.items()}
-        return _Inputs(
-            lineage, files, locks, fingerprint(documents(self.family, lineage)), fingerprint(parts).partition(":")[2]
-        )
+        documented = fingerprint(documents(self.family, lineage))
+        return _Inputs(lineage, requirements, files, locks, documented, fingerprint(parts).partition(":")[2])
 
     def known(self, key: str) -> tuple[oci.Descriptor, tuple[PlatformResult, ...], str] | None:
         record = self.store.record("images", key)
@@ -242,11 +244,23 @@ class _Build:
     def check_fingerprint(self, name: str, inputs: _Inputs, locked_fingerprint: str, locked: bool) -> None:
         if inputs.fingerprint == locked_fingerprint:
             return
-        message = f"the requirement files of `{name}` changed since its lock was made"
+        or_parent = ", or its parent's lock," if self.family.image(name).extends else ""
+        message = f"the requirement files of `{name}`{or_parent} changed since its lock was made"
         hint = f"`lithify lock {name}` brings it up to date"
         if locked:
             raise InputError(message, hint=hint)
         self.report(Event("read", "warning", message=f"{message}; {hint}"))
+
+    def base_facts(self) -> dict[str, Any]:
+        base = self.family.base
+        if isinstance(base, DebianBase):
+            return {"debian": base.suite, "packages": list(base.packages)}
+        return {"image": self.base_digest(base), "python": base.python}
+
+    def base_digest(self, base: LayoutBase) -> str:
+        """What identifies a base that is an image: its digest, wherever it lies and whatever it is called."""
+        store = Store(base.layout) if base.layout else self.store
+        return store.image(base.image).digest
 
     def image_labels(self, lineage: Sequence[Image]) -> dict[str, str]:
         labels: dict[str, str] = {"org.opencontainers.image.title": lineage[-1].name}
@@ -255,6 +269,11 @@ class _Build:
         for image in lineage:
             labels |= image.labels
         return {**labels, **self.labels}
+
+    def told_where(self, requirements: Sequence[Requirements]) -> _Build:
+        from lithify.sources.pypi import indexes_of
+
+        return replace(self, indexes=indexes_of(requirements))
 
     # -- a changed one ---------------------------------------------------------------------------------------
 
@@ -384,17 +403,19 @@ class _Build:
     def joined(
         self, one: PlannedLayer, key: str, fragments: dict[Package, Fragment], target: Target, locks: Sequence[Lock]
     ) -> oci.Layer:
-        """A layer of fragments; those found damaged on the way are made anew, once."""
+        """A layer of fragments; those found damaged on the way are made anew, each once."""
         from lithify.assemble.layers import DamagedFragment, join_fragments
         from lithify.fragment.fragment import fragment_key
 
-        try:
-            return join_fragments(self.store, one, fragments, key, self.compression)
-        except DamagedFragment as error:
-            self.report(Event("assemble", "warning", message=f"{error.message}; it is made anew"))
-            keys = {package: fragment_key(package, target, self.compression) for package in one.packages}
-            again, _ = self.fragments(one.packages, keys, target, locks)
-            return join_fragments(self.store, one, {**fragments, **again}, key, self.compression)
+        for _ in one.packages:
+            try:
+                return join_fragments(self.store, one, fragments, key, self.compression)
+            except DamagedFragment as error:
+                self.report(Event("assemble", "warning", message=f"{error.message}; it is made anew"))
+                keys = {package: fragment_key(package, target, self.compression) for package in one.packages}
+                again, _ = self.fragments(one.packages, keys, target, locks)
+                fragments = {**fragments, **again}
+        return join_fragments(self.store, one, fragments, key, self.compression)
 
     # -- layers of the system ------------------------------------------------------------------------------------
 
@@ -431,6 +452,10 @@ class _Build:
         """What identifies the interpreter that compiles, and that must be the platform's own."""
         from lithify.sources.debian import interpreter_build
 
+        base = self.family.base
+        if not isinstance(base, DebianBase):
+            # Of all platforms' images at once, so that every host gives the same answer.
+            return f"image {self.base_digest(base)}"
         builds = {one: interpreter_build(locks[-1].of(one)) for one in {platform, host_platform()}}
         if len(set(builds.values())) > 1:
             found = ", ".join(f"{build} on {one}" for one, build in sorted(builds.items()))
@@ -462,7 +487,7 @@ class _Build:
     def wheels(self) -> PypiSource:
         from lithify.sources.pypi import PypiSource
 
-        return PypiSource(self.settings, self.family.base.python)
+        return PypiSource(self.settings, self.family.base.python, self.indexes)
 
 
 def debian_levels(lineage: Sequence[Image], locks: Sequence[Lock], platform: Platform) -> list[tuple[Package, ...]]:
@@ -512,10 +537,3 @@ def _text(data: bytes, image: Image) -> str:
         return data.decode("utf-8")
     except UnicodeDecodeError as error:
         raise InputError(f"{lock_path(image)} is not UTF-8: {error}") from error
-
-
-def _base_facts(family: Family) -> dict[str, Any]:
-    base = family.base
-    if isinstance(base, DebianBase):
-        return {"debian": base.suite, "packages": list(base.packages)}
-    return {"layout": str(base.layout), "image": base.image, "python": base.python}

@@ -8,7 +8,6 @@ made anew and never built in.
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from contextlib import suppress
@@ -25,7 +24,7 @@ from lithify.resolve.lockfile import Package
 from lithify.sources import FragmentSource, Target
 from lithify.store import oci
 from lithify.store.compression import Compression
-from lithify.store.store import Store, digest_of_file
+from lithify.store.store import Store, checked, digest_of_file, parse_checked
 
 # Raise it when the same artefact must give another slice.
 FORMAT = 1
@@ -84,8 +83,8 @@ def find_fragment(store: Store, key: str) -> Fragment | None:
     """The fragment with ``key``, or None where it has to be made. Looks at its size only: readers check the bytes."""
     path = fragment_path(store, key)
     try:
-        record = json.loads(path.with_suffix(".json").read_bytes())
-        if path.stat().st_size != record["size"]:
+        record = parse_checked(path.with_suffix(".json").read_bytes())
+        if record is None or path.stat().st_size != record["size"]:
             return None
         return Fragment(key, path, record["sha256"], record["size"], record["alone"], record["paths"])
     except (FileNotFoundError, ValueError, KeyError, TypeError):
@@ -124,7 +123,7 @@ def make_fragment(store: Store, recipe: Recipe, compiler: Compiler | None) -> Fr
         raise
     record = {**asdict(done), "package": package.name}
     with store.writing(path.with_suffix(".json"), durable=False) as output:
-        output.write(json.dumps(record, separators=(",", ":"), ensure_ascii=False).encode("utf-8", "surrogateescape"))
+        output.write(checked(record))
     return Fragment(key, path, done.sha256, done.size, done.alone, done.paths)
 
 

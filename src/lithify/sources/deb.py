@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import io
 import lzma
+import re
 import sys
 import tarfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, BinaryIO, cast
@@ -41,6 +42,37 @@ def control_stanza(deb: Path) -> str:
                         if content is not None and member.size <= _CONTROL_LIMIT:
                             return content.read().decode("utf-8").rstrip("\n")
         raise ValueError("it has no control file")
+
+
+def bootstrap_set(stanzas: Iterable[str]) -> frozenset[str]:
+    """The names of the Essential packages among ``stanzas``, and of what they need: with them unpacked, dpkg runs."""
+    needs: dict[str, set[str]] = {}
+    providers: dict[str, set[str]] = {}
+    chosen: list[str] = []
+    for stanza in stanzas:
+        name = _names(_field(stanza, "Package"))[0]
+        needs[name] = set(_names(_field(stanza, "Depends"))) | set(_names(_field(stanza, "Pre-Depends")))
+        for provided in (name, *_names(_field(stanza, "Provides"))):
+            providers.setdefault(provided, set()).add(name)
+        if _field(stanza, "Essential") == "yes":
+            chosen.append(name)
+    found: set[str] = set()
+    while chosen:
+        name = chosen.pop()
+        if name not in found:
+            found.add(name)
+            chosen += [p for need in needs[name] for p in providers.get(need, ())]
+    return frozenset(found)
+
+
+def _field(stanza: str, name: str) -> str:
+    match = re.search(rf"^{name}:[ \t]*(.*)$", stanza, re.MULTILINE)
+    return match[1].strip() if match else ""
+
+
+def _names(relation: str) -> list[str]:
+    """The names in a relationship field (Debian policy, section 7.1), alternatives included."""
+    return [re.split(r"[\s(:\[]", part.strip(), maxsplit=1)[0] for part in re.split(r"[,|]", relation) if part.strip()]
 
 
 @contextmanager

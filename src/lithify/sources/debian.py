@@ -407,7 +407,7 @@ def _host_archives() -> tuple[str | None, str | None]:
     main: str | None = None
     security: str | None = None
     for line in result.stdout.splitlines():
-        address, release, origin, label = (line.split("|") + ["", "", ""])[:4]
+        address, release, origin, label = [*line.split("|"), "", "", ""][:4]
         root = _root(address)
         # apt knows origin and label only after it fetched a list; before that, the suite's name must do.
         suite = release.partition("/")[0].removesuffix("-updates").removesuffix("-security")

@@ -75,7 +75,28 @@ def compressor(compression: Compression) -> Compressor:
     from zlib_ng import zlib_ng
 
     # wbits 31: a gzip header with no name, mtime 0 and a fixed OS byte.
-    return zlib_ng.compressobj(compression.level, zlib_ng.DEFLATED, 31)
+    return _Even(zlib_ng.compressobj(compression.level, zlib_ng.DEFLATED, 31))
+
+
+class _Even:
+    """Feeds a compressor pieces of one size: what zlib-ng makes depends on the pieces it gets, zstd's does not."""
+
+    def __init__(self, compressor: Compressor) -> None:
+        self._compressor = compressor
+        self._waiting = bytearray()
+
+    def compress(self, data: bytes | bytearray | memoryview, /) -> bytes:
+        self._waiting += data
+        whole = len(self._waiting) // CHUNK * CHUNK
+        if not whole:
+            return b""
+        with memoryview(self._waiting) as view:
+            parts = [self._compressor.compress(view[at : at + CHUNK]) for at in range(0, whole, CHUNK)]
+        del self._waiting[:whole]
+        return b"".join(parts)
+
+    def flush(self) -> bytes:
+        return self._compressor.compress(self._waiting) + self._compressor.flush()
 
 
 def compress(data: bytes, compression: Compression) -> bytes:
@@ -109,6 +130,9 @@ def decompressed(file: BinaryIO, media_type: str) -> Iterator[bytes]:
     Raises:
         InputError: for a media type that is no layer's, or for data that does not decompress.
     """
+    from zlib_ng import zlib_ng
+
+    zlib_error: type[Exception] = zlib_ng.error  # type: ignore[assignment]  # an instance, say its stubs
     try:
         if media_type.endswith(("+zstd", ".zstd")):
             with zstd.ZstdFile(file) as stream:
@@ -128,7 +152,7 @@ def decompressed(file: BinaryIO, media_type: str) -> Iterator[bytes]:
                 yield chunk
         else:
             raise InputError(f"`{media_type}` is not a layer's media type")
-    except (zstd.ZstdError, EOFError, OSError) as error:
+    except (zstd.ZstdError, zlib_error, EOFError, OSError) as error:
         raise InputError(f"a layer does not decompress: {error}") from error
 
 

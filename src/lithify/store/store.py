@@ -26,7 +26,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -77,13 +77,21 @@ class Store:
 
     @contextlib.contextmanager
     def scratch(self, prefix: str) -> Iterator[Path]:
-        """An empty folder that is gone when the block ends."""
-        with friendly_disk_errors(self.root):
-            folder = Path(tempfile.mkdtemp(dir=self.root / "tmp", prefix=f"{prefix}-"))
+        """An empty folder that is gone when the block ends.
+
+        It is locked while it is used: whoever asks for the next one removes what a killed process left.
+        """
+        with self.lock("scratch"), friendly_disk_errors(self.root):
+            for left in (self.root / "tmp").glob("scratch-*"):
+                _remove_unused(left)
+            folder = Path(tempfile.mkdtemp(dir=self.root / "tmp", prefix=f"scratch-{prefix}-"))
+            handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            fcntl.flock(handle, fcntl.LOCK_EX)
         try:
             yield folder
         finally:
             remove_tree(folder)
+            os.close(handle)
 
     @contextlib.contextmanager
     def lock(self, name: str) -> Iterator[None]:
@@ -248,6 +256,8 @@ class Store:
         path = self.root / "index.json"
         try:
             manifests = json.loads(path.read_bytes())["manifests"]
+            if not isinstance(manifests, list):
+                raise TypeError("`manifests` is not a list")
         except FileNotFoundError:
             return []
         except (ValueError, KeyError, TypeError) as error:
@@ -266,15 +276,30 @@ class Store:
     def record(self, kind: str, key: str) -> dict[str, Any] | None:
         """The fact recorded under ``key``, or None; a damaged record counts as none."""
         try:
-            value = json.loads((self.root / "records" / kind / key).read_bytes())
-        except (FileNotFoundError, ValueError):
+            return parse_checked((self.root / "records" / kind / key).read_bytes())
+        except (FileNotFoundError, NotADirectoryError):
             return None
-        return value if isinstance(value, dict) else None
 
     def write_record(self, kind: str, key: str, value: dict[str, Any]) -> None:
         """Record a fact under ``key``. Written without a flush: a lost record is only work done again."""
         with self.writing(self.root / "records" / kind / key, durable=False) as file:
-            file.write(oci.canonical(value))
+            file.write(checked(value))
+
+
+def checked(value: Mapping[str, Any]) -> bytes:
+    """``value`` as a line of JSON and a line with its sha256: records decide what goes into images, as blobs do."""
+    body = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    data = body.encode("utf-8", "surrogateescape")
+    return b"%b\n%b\n" % (data, hashlib.sha256(data).hexdigest().encode())
+
+
+def parse_checked(data: bytes) -> dict[str, Any] | None:
+    """What `checked` made ``data`` of, or None where a byte of it was changed."""
+    body, _, rest = data.partition(b"\n")
+    if rest != b"%b\n" % hashlib.sha256(body).hexdigest().encode():
+        return None
+    value = json.loads(body.decode("utf-8", "surrogateescape"))
+    return value if isinstance(value, dict) else None
 
 
 def open_store(root: Path) -> Store:
@@ -318,7 +343,7 @@ def friendly_disk_errors(root: Path) -> Iterator[None]:
                 f"no space is left for the store {root}",
                 hint="free some, or put the store on another disk with --store or LITHIFY_STORE",
             ) from error
-        if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
+        if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM, errno.ENOTDIR):
             raise HostError(
                 f"the store {root} cannot be written: {error}",
                 hint="choose another one with --store or LITHIFY_STORE",
@@ -341,6 +366,17 @@ def remove_tree(folder: Path) -> None:
                 if not path.is_symlink():
                     path.chmod(0o700)
     shutil.rmtree(folder, ignore_errors=True)
+
+
+def _remove_unused(folder: Path) -> None:
+    """Remove a scratch folder unless a process holds it."""
+    with contextlib.suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            remove_tree(folder)
+        finally:
+            os.close(handle)
 
 
 def _sync_folder(folder: Path) -> None:

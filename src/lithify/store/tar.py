@@ -18,6 +18,7 @@ END = b"\0" * (2 * BLOCK)
 Kind = Literal["file", "directory", "symlink", "hardlink"]
 _TYPEFLAG = {"file": b"0", "hardlink": b"1", "symlink": b"2", "directory": b"5"}
 _MAX_OCTAL_SIZE = 0o77777777777
+_MAX_OCTAL_ID = 0o7777777
 
 
 @dataclass(frozen=True)
@@ -51,11 +52,18 @@ def header(entry: Entry) -> bytes:
         extended += _record(b"path", path)
     if entry.size > _MAX_OCTAL_SIZE:
         extended += _record(b"size", b"%d" % entry.size)
+    uid, gid = entry.uid, entry.gid
+    if uid > _MAX_OCTAL_ID:
+        extended += _record(b"uid", b"%d" % uid)
+        uid = 0
+    if gid > _MAX_OCTAL_ID:
+        extended += _record(b"gid", b"%d" % gid)
+        gid = 0
     blocks = b""
     if extended:
         blocks = _ustar(b"././@PaxHeader", 0o644, 0, 0, len(extended), 0, b"x", b"") + extended + padding(len(extended))
     size = entry.size if entry.size <= _MAX_OCTAL_SIZE else 0
-    return blocks + _ustar(path[:100], mode, entry.uid, entry.gid, size, entry.mtime, _TYPEFLAG[entry.kind], link[:100])
+    return blocks + _ustar(path[:100], mode, uid, gid, size, entry.mtime, _TYPEFLAG[entry.kind], link[:100])
 
 
 def padding(size: int) -> bytes:

@@ -14,6 +14,7 @@ import shutil
 import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import IO
 
@@ -89,12 +90,12 @@ def export(
     store = open_store((settings or read_settings()).store)
     entry = store.image(image)
     name = entry.annotations.get(oci.REF_NAME, image)
-    single = manifest_for(store, image, platform or host_platform()) if platform or any(places[2:]) or docker else None
+    single = None
+    if platform or docker_file or folder or podman or docker:
+        single = manifest_for(store, image, platform or host_platform())
     if platform and single:
         entry = single.descriptor
-    named = oci.Descriptor(
-        entry.media_type, entry.digest, entry.size, {**entry.annotations, oci.REF_NAME: name}, entry.platform
-    )
+    named = replace(entry, annotations={**entry.annotations, oci.REF_NAME: name})
     if layout:
         _to_layout(store, named, layout, report)
     if archive:
@@ -104,8 +105,12 @@ def export(
             _write_docker_archive(store, single.layers, single.config_descriptor, reference(name), output, report)
     if folder and single:
         unpack(store, single.layers, folder, all_owners=os.geteuid() == 0, report=report)
-    if podman:
-        _to_podman(store, named, reference(name), report)
+    if podman and single:
+        # Not straight from a layout: podman would name the image by the layout's path, and refuse capitals in it.
+        with store.scratch("podman") as scratch:
+            tagged = replace(single.descriptor, annotations={oci.REF_NAME: reference(name)})
+            _to_archive(store, tagged, scratch / "image.tar", report)
+            _engine(["podman", "load", "--quiet", "--input", str(scratch / "image.tar")])
     if docker and single:
         with store.scratch("docker") as scratch:
             with (scratch / "image.tar").open("w+b") as output:
@@ -367,21 +372,6 @@ def _write_plain_layer(store: Store, layer: oci.Layer, name: str, output: IO[byt
 
 
 # -- engines -----------------------------------------------------------------------------------------------------
-
-
-def _to_podman(store: Store, entry: oci.Descriptor, tag: str, report: Report) -> None:
-    """Let podman read the image from an OCI layout; its links cost nothing."""
-    with store.scratch("podman") as scratch, _progress(report, 0):
-        closure = _closure(store, entry)
-        (scratch / "blobs").mkdir()
-        (scratch / "blobs/sha256").symlink_to(store.root / "blobs/sha256")
-        for one in closure:  # podman checks the digests itself
-            if not store.blob_path(one.digest).is_file():
-                raise LithifyError(f"blob {one.digest} is missing from the store {store.root}")
-        (scratch / "oci-layout").write_bytes(_LAYOUT)
-        (scratch / "index.json").write_bytes(_index([entry]))
-        identifier = _engine(["podman", "pull", "--quiet", f"oci:{scratch}"]).split()[-1]
-        _engine(["podman", "tag", identifier, f"localhost/{tag}"])
 
 
 def _program(name: str) -> None:

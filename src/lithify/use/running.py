@@ -35,7 +35,7 @@ from lithify.runtime import SYSTEM_PATH
 from lithify.sandbox import Bind, Sandbox, arguments
 from lithify.store.manifests import manifest_for
 from lithify.store.rootfs import inside, root_filesystem
-from lithify.store.store import Store, friendly_disk_errors, open_store, remove_tree
+from lithify.store.store import Store, friendly_disk_errors, open_store
 
 LOOPBACK = "127.0.0.1"
 # Seconds that a server has to stop by itself once it was asked to.
@@ -284,25 +284,9 @@ def _find_program(root: Path, name: str, path: str) -> bool:
 
 @contextlib.contextmanager
 def _workspace(job: _Job) -> Iterator[Sandbox]:
-    """The sandbox with a folder for its changes, which is gone afterwards.
-
-    The folder is locked while it is used, so that the next run can tell what a killed one left behind.
-    """
-    store = job.store
-    with store.lock("runs"), friendly_disk_errors(store.root):
-        for left in (store.root / "tmp").glob("run-*"):
-            with contextlib.suppress(OSError):
-                handle = os.open(left / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC)
-                try:
-                    fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    remove_tree(left)
-                finally:
-                    os.close(handle)
-        folder = Path(tempfile.mkdtemp(dir=store.root / "tmp", prefix="run-"))
-        held = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC)
-        fcntl.flock(held, fcntl.LOCK_EX)
-    try:
-        with friendly_disk_errors(store.root):
+    """The sandbox with a folder for its changes, which is gone afterwards."""
+    with job.store.scratch("run") as folder:
+        with friendly_disk_errors(job.store.root):
             upper, work = folder / "upper", folder / "work"
             upper.mkdir()
             upper.chmod(stat.S_IMODE(job.root.stat().st_mode))
@@ -325,9 +309,6 @@ def _workspace(job: _Job) -> Iterator[Sandbox]:
             network=True,
             new_session=False,  # it gets a session of its own before, with or without a terminal
         )
-    finally:
-        remove_tree(folder)
-        os.close(held)
 
 
 def _make_folder(root: Path, upper: Path, path: str) -> Path | None:
