@@ -307,3 +307,14 @@ def test_debian_packages_of_a_child_are_its_parents_and_its_own(
         assert not {"tree", "less"} & base_names
     again = workshop.lock("parent", "child")
     assert not any(result.written for result in again.values())
+
+
+def test_the_committed_locks_name_no_host_and_hold_their_parents_packages() -> None:
+    family = read_family(Path(__file__).parent.parent / "families" / "pypi")
+    held: set[Package] = set()
+    for image in family.images.values():
+        assert "://" not in lock_path(image).read_text(encoding="utf-8")
+        packages = set(read_lock(lock_path(image)).packages)
+        assert held <= packages
+        assert {package.platform for package in packages} == set(family.platforms)
+        held = packages
