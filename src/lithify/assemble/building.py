@@ -132,6 +132,9 @@ class _Packages:
     built: int
 
 
+_NO_INDEXES = Indexes()
+
+
 @dataclass(frozen=True)
 class _Build:
     """What the steps of one `build` call share."""
@@ -142,7 +145,7 @@ class _Build:
     compression: Compression
     labels: Mapping[str, str]
     report: Report
-    indexes: Indexes = Indexes()  # what the requirement files of the image at work say
+    indexes: Indexes = _NO_INDEXES  # what the requirement files of the image at work say
 
     def image(self, name: str, platforms: tuple[Platform, ...], locked: bool) -> BuildResult:
         started = time.monotonic()
@@ -259,8 +262,9 @@ class _Build:
 
     def base_digest(self, base: LayoutBase) -> str:
         """What identifies a base that is an image: its digest, wherever it lies and whatever it is called."""
-        store = Store(base.layout) if base.layout else self.store
-        return store.image(base.image).digest
+        from lithify.assemble.system import base_descriptor
+
+        return base_descriptor(self.store, base).digest
 
     def image_labels(self, lineage: Sequence[Image]) -> dict[str, str]:
         labels: dict[str, str] = {"org.opencontainers.image.title": lineage[-1].name}
