@@ -299,6 +299,7 @@ def _resolve_debian(job: _Job) -> tuple[Package, ...]:
         kept=found,
         previous=tuple(package for package in kept if package.name not in have),
         upgrade=job.upgrade,
+        asked_at={package.name: package.where for package in names},
         settings=job.settings,
         report=job.report,
     )
