@@ -32,7 +32,7 @@ from lithify.store.rootfs import read_files, root_filesystem
 from lithify.store.store import Store
 
 # Part of every key: raise it when the same packages come to give other bytes.
-FORMAT = 1
+FORMAT = 2
 
 Fetched = Callable[[Sequence[Package]], Mapping[Package, Path]]
 
