@@ -100,7 +100,12 @@ for top, folders, names in os.walk(sys.argv[1]):
         elif os.path.isdir(path):
             what = ["folder"]
         else:
-            what = [oct(status.st_mode & 0o777), hashlib.sha256(open(path, "rb").read()).hexdigest()]
+            data = open(path, "rb").read()
+            what = [oct(status.st_mode & 0o777), hashlib.sha256(data).hexdigest()]
+            lines = data.decode(errors="replace").splitlines()
+            if "# -*- coding: utf-8 -*-" in lines[1:2] and lines[-1].strip().startswith("sys.exit("):
+                # An entry point: installers have templates of their own around the same interpreter, import and call.
+                what[1:] = [lines[0], *(line for line in lines if line.startswith("from ")), lines[-1].strip()]
         found[os.path.relpath(path, sys.argv[1])] = what
 print(json.dumps(found))
 """
