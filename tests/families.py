@@ -19,6 +19,7 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+import tempfile
 import threading
 import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -254,12 +255,14 @@ def python_base(layout: Path, platforms: Sequence[Platform] = (LINUX_AMD64,)) ->
 
 
 def plain_base(layout: Path, platforms: Sequence[Platform] = (LINUX_AMD64,)) -> None:
-    """Make the image ``test/base`` in ``layout`` of a few files that are the same on every machine."""
+    """Make the image ``test/base`` in ``layout`` of a few files that are the same on every machine.
+
+    Its Python is called 3.13 and does not run: for wheels without Python code only.
+    """
     store = open_store(layout)
     members = [
         images.file("etc/passwd", "root:x:0:0:root:/root:/bin/bash\n"),
         images.file("etc/group", "root:x:0:\n"),
-        images.file(f"usr/bin/python{HOST_PYTHON}", "not run\n", 0o755),
         images.file("usr/bin/python3.13", "not run\n", 0o755),
     ]
     # Not compressed: its digest depends on no library.
@@ -456,3 +459,14 @@ def clone(source: Path, destination: Path, *parts: str) -> Path:
             target.parent.mkdir(parents=True, exist_ok=True)
             subprocess.run(["cp", "-al", str(part), str(target)], check=True)
     return destination
+
+
+@contextlib.contextmanager
+def public_folder() -> Iterator[Path]:
+    """A new folder that every user can reach, which pytest's are not."""
+    folder = Path(tempfile.mkdtemp(prefix="lithify-test-"))
+    folder.chmod(0o755)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)

@@ -145,7 +145,7 @@ def test_a_read_only_store_can_be_read_and_says_why_it_cannot_be_written(tmp_pat
         "from lithify.store.store import open_store\n"
         "root = Path(sys.argv[1]); store = open_store(root); blob = store.write_blob([b'x'], 'x/y')\n"
         "store.name_image('family/image', blob)\n"
-        "subprocess.run(['mount', '-o', 'remount,ro', str(root)], check=True)\n"
+        "subprocess.run(['mount', '-o', 'remount,bind,ro', str(root)], check=True)\n"
         "store = open_store(root); print(store.read_blob(store.image('image')), store.has_blob(blob))\n"
         "for act in (lambda: store.write_blob([b'y'], 'x/y'), lambda: store.name_image('n', blob),\n"
         "            lambda: store.write_record('kind', 'key', {}), lambda: store.scratch('x').__enter__()):\n"

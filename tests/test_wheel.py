@@ -108,6 +108,12 @@ def test_entry_points_become_scripts(tmp_path: Path) -> None:
     assert f"{PREFIX}/bin/window" in found
 
 
+def test_an_entry_point_takes_the_place_of_a_script_in_the_archive(tmp_path: Path) -> None:
+    members = {f"{DATA}/scripts/tool": b"#!python\nold\n"}
+    found = installed(make_wheel(tmp_path, members, entry_points="[console_scripts]\ntool = thing:main\n"))
+    assert b"from thing import main" in found[f"{PREFIX}/bin/tool"][1]
+
+
 def test_a_shebang_that_the_kernel_would_cut_takes_a_way_round(tmp_path: Path) -> None:
     far = "/srv/" + "x" * 130
     target = Target(LINUX_AMD64, far, 1000, 1000, "3.13", "build")

@@ -262,8 +262,9 @@ class _Build:
 
     def base_digest(self, base: LayoutBase) -> str:
         """What identifies a base that is an image: its digest, wherever it lies and whatever it is called."""
-        store = Store(base.layout) if base.layout else self.store
-        return store.image(base.image).digest
+        from lithify.assemble.system import base_descriptor
+
+        return base_descriptor(self.store, base).digest
 
     def image_labels(self, lineage: Sequence[Image]) -> dict[str, str]:
         labels: dict[str, str] = {"org.opencontainers.image.title": lineage[-1].name}

@@ -20,9 +20,10 @@ import re
 import stat
 import subprocess
 import sys
+import tempfile
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ from lithify import runtime
 from lithify.assemble import tree
 from lithify.errors import FetchError, InputError, LithifyError
 from lithify.platforms import PLATFORMS, Platform
-from lithify.sandbox import Bind, Sandbox, arguments
+from lithify.sandbox import Bind, Sandbox, arguments, without_sync
 from lithify.sources.deb import data_archive
 from lithify.store import tar
 
@@ -143,6 +144,9 @@ def run(job: Job) -> None:
     if is_base:
         tree.merge(upper, lower)
         tree.clean(lower, loader_cache=keep_cache)
+        # /run was in memory; this folder of base-files is what /var/lock leads to.
+        (lower / "run/lock").mkdir(mode=0o755)
+        (lower / "run/lock").chmod(0o1777)
         layer = tree.layer_of(lower)
     else:
         tree.clean(upper, loader_cache=keep_cache)
@@ -191,17 +195,24 @@ def _path_options() -> list[str]:
 
 
 def _dpkg(sandbox: Sandbox, action: Sequence[str], excluded: Sequence[str]) -> None:
+    """Run dpkg in the sandbox."""
     options = ["--force-unsafe-io", "--force-confdef", "--force-confold", "--log=/dev/null", *_path_options()]
     options += [f"--path-exclude=/{_WILD.sub(_ESCAPED, path)}" for path in excluded]
-    result = subprocess.run(
-        arguments(sandbox, ["dpkg", *options, *action]),
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        errors="replace",
-        check=False,
-    )
+    with tempfile.TemporaryFile() as filter_file:
+        filter_file.write(without_sync(os.uname().machine))
+        filter_file.seek(0)
+        if os.fstat(filter_file.fileno()).st_size:
+            sandbox = replace(sandbox, seccomp=filter_file.fileno())
+        result = subprocess.run(
+            arguments(sandbox, ["dpkg", *options, *action]),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            pass_fds=[filter_file.fileno()],
+            text=True,
+            errors="replace",
+            check=False,
+        )
     if os.environ.get("LITHIFY_DEBUG"):
         sys.stderr.write(result.stdout)
     if result.returncode != 0:

@@ -32,7 +32,7 @@ from lithify.store.rootfs import read_files, root_filesystem
 from lithify.store.store import Store
 
 # Part of every key: raise it when the same packages come to give other bytes.
-FORMAT = 1
+FORMAT = 2
 
 Fetched = Callable[[Sequence[Package]], Mapping[Package, Path]]
 
@@ -376,12 +376,7 @@ def base_image(store: Store, base: LayoutBase, platform: Platform) -> BaseImage:
     """
     where = f"the layout {base.layout}" if base.layout else f"the store {store.root}"
     source = Store(base.layout) if base.layout else store
-    if base.layout and not (base.layout / "oci-layout").is_file():
-        raise InputError(
-            f"the base {base.layout} is not an OCI image layout",
-            hint="it must be a folder with `oci-layout`, `index.json` and `blobs`: `skopeo copy` makes one",
-        )
-    descriptor = _for_platform(source, _named(source, base, where), platform, base, where)
+    descriptor = _for_platform(source, base_descriptor(store, base), platform, base, where)
     document = source.read_document(descriptor)
     config_descriptor = oci.parse_descriptor(document.get("config"), f"the manifest {descriptor.digest}")
     config = source.read_document(config_descriptor)
@@ -406,9 +401,20 @@ def base_image(store: Store, base: LayoutBase, platform: Platform) -> BaseImage:
     return BaseImage(tuple(described), environment)
 
 
-def _named(source: Store, base: LayoutBase, where: str) -> oci.Descriptor:
+def base_descriptor(store: Store, base: LayoutBase) -> oci.Descriptor:
+    """The index or manifest that ``base`` names, in its layout or in ``store``.
+
+    Raises:
+        InputError: for a missing layout or image.
+    """
     if base.layout is None:
-        return source.image(base.image)
+        return store.image(base.image)
+    if not (base.layout / "oci-layout").is_file():
+        raise InputError(
+            f"the base {base.layout} is not an OCI image layout",
+            hint="it must be a folder with `oci-layout`, `index.json` and `blobs`: `skopeo copy` makes one",
+        )
+    source, where = Store(base.layout), f"the layout {base.layout}"
     images = [d for d in source._index() if not base.image or d.annotations.get(oci.REF_NAME) == base.image]
     if len(images) == 1:
         return images[0]
