@@ -36,6 +36,7 @@ from lithify.read.requirements import lock_path
 from lithify.read.settings import Settings
 from lithify.resolve.lockfile import Lock, Package, read_lock, write_lock
 from lithify.resolve.locking import fingerprint_of
+from lithify.store.compression import GZIP
 from lithify.store.store import Store, open_store
 
 CREATED = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
@@ -250,7 +251,7 @@ def python_base(layout: Path, platforms: Sequence[Platform] = (LINUX_AMD64,)) ->
             ),
         ),
     ]
-    layer = images.layer(store, _with_folders(members))
+    layer = images.layer(store, _with_folders(members), compression=GZIP)
     images.image(store, [layer], "test/base", platforms=platforms)
 
 
@@ -470,3 +471,33 @@ def public_folder() -> Iterator[Path]:
         yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+# -- the committed family ------------------------------------------------------------------------------------------
+
+COMMITTED = Path(__file__).parents[1] / "families" / "pypi"
+
+
+def build_committed(store: Path, names: Sequence[str], *options: str) -> None:
+    """Build images of `COMMITTED` into ``store``, for this machine's platform unless ``options`` say otherwise."""
+    kept = os.environ.get("LITHIFY_TEST_ARTEFACTS")
+    if kept and Path(kept).is_dir():
+        clone(Path(kept), store, "artefacts")
+    if "--platform" not in options:
+        options = (*options, "--platform", str(host_platform()))
+    result = lithify("--store", store, "-q", "build", "--family", COMMITTED, "--locked", *names, *options)
+    assert result.returncode == 0, result.stderr
+    if kept:
+        subprocess.run(["cp", "-anl", str(store / "artefacts"), kept], check=True)
+
+
+def run_inside(
+    store: Path, image: str, *command: str | Path, options: Sequence[str] = (), check: bool = True
+) -> subprocess.CompletedProcess[str]:
+    """Run a command in an image, through `lithify run`."""
+    line = [sys.executable, "-m", "lithify", "--store", str(store), "-q", "run", *options, image, "--"]
+    result = subprocess.run(
+        [*line, *map(str, command)], capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL
+    )
+    assert not check or result.returncode == 0, f"{result.stdout}\n{result.stderr}"
+    return result
