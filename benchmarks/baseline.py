@@ -18,8 +18,8 @@ from measure import Measured, measured
 from uv import find_uv_bin
 
 from lithify import runtime
+from lithify.lockfile import Package
 from lithify.platforms import Platform
-from lithify.resolve.lockfile import Package
 
 BASE = "localhost/base"
 

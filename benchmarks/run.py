@@ -24,10 +24,10 @@ from measure import Measured, measured
 
 import lithify
 from lithify.cli.display import size
+from lithify.lockfile import LOCK_FILE, Lock, Package, read_lock, write_lock
 from lithify.platforms import Platform, host_platform
 from lithify.read.family import Family, read_family
 from lithify.read.settings import Settings, read_settings
-from lithify.resolve.lockfile import LOCK_FILE, Lock, Package, read_lock, write_lock
 from lithify.store.store import Store, open_store, remove_tree
 
 FAMILY = Path(__file__).resolve().parent.parent / "families" / "pypi"
