@@ -61,6 +61,7 @@ def podman_environment(folder: Path) -> dict[str, str]:
     (folder / "containers.conf").write_text(_CONFIGURATION)
     (folder / "storage.conf").write_text(
         f'[storage]\ndriver = "overlay"\ngraphroot = "{folder}/storage"\nrunroot = "{folder}/run"\n'
+        f'rootless_storage_path = "{folder}/storage"\n'
     )
     return {
         **os.environ,

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 import families
+from lithify.lockfile import read_lock, write_lock
 from lithify.platforms import LINUX_AMD64
-from lithify.resolve.lockfile import read_lock, write_lock
 from lithify.store.store import open_store
 
 HINT = "hint: "

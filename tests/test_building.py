@@ -13,9 +13,9 @@ import families
 import images
 import lithify
 from lithify.errors import InputError
+from lithify.lockfile import read_lock, write_lock
 from lithify.platforms import PLATFORMS
 from lithify.read.settings import Settings
-from lithify.resolve.lockfile import read_lock, write_lock
 from lithify.store.store import open_store
 
 

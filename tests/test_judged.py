@@ -13,9 +13,9 @@ import families
 import judge
 import lithify
 from engines import podman, podman_run, skopeo
+from lithify.lockfile import read_lock
 from lithify.platforms import LINUX_AMD64, LINUX_ARM64, host_platform
 from lithify.read.settings import Settings
-from lithify.resolve.lockfile import read_lock
 from lithify.store.store import open_store
 
 PREFIX = "srv/conda/envs/notebook"

@@ -13,11 +13,11 @@ from packaging.utils import canonicalize_name
 
 import families
 from engines import podman, podman_run
+from lithify.lockfile import read_lock
 from lithify.platforms import LINUX_AMD64, host_platform
 from lithify.read.family import read_family
 from lithify.read.requirements import read_requirements
 from lithify.read.settings import Settings
-from lithify.resolve.lockfile import read_lock
 from lithify.use.running import serving
 
 pytestmark = [

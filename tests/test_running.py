@@ -233,7 +233,7 @@ def test_a_volume_is_a_folder_of_the_host(
     (tmp_path / "data/in").write_text("from outside")
     monkeypatch.chdir(tmp_path)
     script = "cat in; echo from inside > out; id -u > owner; ls -n | cat"
-    output = _output(capfd, plain, ["sh", "-c", f"cd /work/deep && {script}"], volumes=["data:/work/deep"])
+    output = _output(capfd, plain, ["sh", "-c", f"cd /mnt/deep && {script}"], volumes=["data:/mnt/deep"])
 
     assert output.startswith("from outside")
     assert (tmp_path / "data/out").read_text() == "from inside\n"

@@ -18,8 +18,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from lithify.errors import LithifyError
+from lithify.lockfile import Package
 from lithify.platforms import LINUX_AMD64
-from lithify.resolve.lockfile import Package
 from lithify.sources import File, Target
 from lithify.sources.wheel import SMALL, wheel_files
 from making_wheels import hashed, make_wheel, package_of

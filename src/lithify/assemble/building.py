@@ -18,13 +18,13 @@ from typing import TYPE_CHECKING, Any
 from lithify import runtime
 from lithify.assemble import contract
 from lithify.errors import InputError
+from lithify.lockfile import Lock, Package, fingerprint, parse_lock
 from lithify.plan import PlannedLayer, lineage_levels, plan_layers
 from lithify.platforms import Platform, host_platform, parse_platform
 from lithify.progress import Event, Report, silent
 from lithify.read.family import DebianBase, Family, Image, LayoutBase, read_family
 from lithify.read.requirements import Indexes, Requirements, documents, lock_path, read_requirements
 from lithify.read.settings import Settings, read_settings
-from lithify.resolve.lockfile import Lock, Package, fingerprint, parse_lock
 from lithify.store import oci
 from lithify.store.compression import Compression, parse_compression
 from lithify.store.store import Store, open_store

@@ -19,10 +19,10 @@ from pathlib import Path
 from lithify import runtime
 from lithify.assemble.layers import describe, find_layer, keep_layer
 from lithify.errors import FetchError, InputError, LithifyError
+from lithify.lockfile import Package
 from lithify.platforms import PLATFORMS, Platform, host_platform
 from lithify.progress import Event, Report, silent
 from lithify.read.family import DebianBase, LayoutBase
-from lithify.resolve.lockfile import Package
 from lithify.runtime import JOVYAN
 from lithify.sandbox import with_all_owners
 from lithify.sources.deb import bootstrap_set, control_stanza

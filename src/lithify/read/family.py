@@ -26,7 +26,7 @@ _DEBIAN_PACKAGE = re.compile(r"[a-z0-9][a-z0-9+.-]+(=[A-Za-z0-9.+~:-]+)?")
 
 @dataclass(frozen=True)
 class DebianBase:
-    """A base made from Debian's own packages in one locked mmdebstrap run."""
+    """A base made from Debian's own packages, installed by dpkg in the sandbox."""
 
     suite: str
     packages: tuple[str, ...]

@@ -21,11 +21,11 @@ from pathlib import Path
 from urllib.parse import quote, unquote, urlsplit
 
 from lithify.errors import FetchError, HostError, InputError, UnsatisfiableError
+from lithify.lockfile import Package
 from lithify.platforms import Platform
 from lithify.progress import Event, Report, silent
 from lithify.read.family import DebianBase
 from lithify.read.settings import Settings
-from lithify.resolve.lockfile import Package
 from lithify.sources.deb import control_stanza
 from lithify.store.store import open_store, remove_tree
 

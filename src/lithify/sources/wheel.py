@@ -35,7 +35,7 @@ from packaging.version import InvalidVersion, Version
 from zlib_ng import zlib_ng
 
 from lithify.errors import LithifyError
-from lithify.resolve.lockfile import Package
+from lithify.lockfile import Package
 from lithify.sources import File, Target
 
 INSTALLER = b"lithify\n"

@@ -313,8 +313,14 @@ def open_store(root: Path) -> Store:
         HostError: when it cannot be made.
     """
     with friendly_disk_errors(root):
-        for folder in ("blobs/sha256", "locks", "tmp"):
-            (root / folder).mkdir(parents=True, exist_ok=True)
+        try:
+            for folder in ("blobs/sha256", "locks", "tmp"):
+                (root / folder).mkdir(parents=True, exist_ok=True)
+        except (FileNotFoundError, FileExistsError, NotADirectoryError) as error:
+            raise HostError(
+                f"the store {root} cannot be made: {error.filename}: {error.strerror}",
+                hint="choose another folder with --store or LITHIFY_STORE",
+            ) from error
         if not (root / "oci-layout").exists():
             store = Store(root)
             with store.writing(root / "oci-layout") as file:

@@ -14,6 +14,7 @@ import fcntl
 import os
 import re
 import secrets
+import select
 import signal
 import socket
 import stat
@@ -353,10 +354,14 @@ def _make_mount_point(root: Path, upper: Path, path: str) -> bool:
 
 @dataclass(frozen=True)
 class _Process:
-    """A sandbox at work: bubblewrap, and the id of the process that is number 1 inside, if it came so far."""
+    """A sandbox at work: bubblewrap, and the process that is number 1 inside, if it came so far.
+
+    ``init`` is that one's id, ``ended`` a descriptor that can be read from once it has ended (pidfd_open(2)).
+    """
 
     popen: subprocess.Popen[bytes]
     init: int | None
+    ended: int | None
 
 
 @contextlib.contextmanager
@@ -433,7 +438,12 @@ def _start(
             os.close(writing)
         # bubblewrap writes it as soon as the process exists, and closes the pipe when it ends before.
         match = re.search(rb'"child-pid": *([0-9]+)', information.read())
-    return _Process(popen, int(match[1]) if match else None)
+    init = int(match[1]) if match else None
+    ended = None
+    if init is not None:
+        with contextlib.suppress(ProcessLookupError):
+            ended = os.pidfd_open(init)
+    return _Process(popen, init, ended)
 
 
 def _send(process: _Process, number: int) -> None:
@@ -469,6 +479,12 @@ def _stop(process: _Process) -> None:
         except subprocess.TimeoutExpired:
             process.popen.kill()
             process.popen.wait()
+    if process.ended is not None:
+        # bubblewrap may be gone a moment before the rest: number 1 ends last, when all others inside have.
+        poll = select.poll()
+        poll.register(process.ended, select.POLLIN)
+        poll.poll(PATIENCE * 1000)
+        os.close(process.ended)
 
 
 def _exit_code(process: _Process) -> int:
@@ -480,7 +496,6 @@ def _exit_code(process: _Process) -> int:
 def _run_in_terminal(sandbox: Sandbox, command: Sequence[str]) -> int:
     """Run with a pseudo-terminal as the command's own, joined to ours."""
     import pty
-    import select
     import termios
     import tty
 

@@ -11,13 +11,13 @@ import pytest
 
 import lithify
 from lithify.errors import InputError, LithifyError
+from lithify.lockfile import Package, read_lock
 from lithify.platforms import LINUX_AMD64, LINUX_ARM64
 from lithify.progress import Event
 from lithify.read.family import read_family
 from lithify.read.requirements import documents, lock_path
 from lithify.read.settings import Settings
-from lithify.resolve.lockfile import Package, read_lock
-from lithify.resolve.locking import LockResult, differences, stale
+from lithify.resolve import LockResult, differences, stale
 from local_index import LocalIndex, serving
 from making_wheels import make_wheel
 

@@ -17,12 +17,12 @@ from pathlib import Path
 from packaging.utils import canonicalize_name
 
 from lithify.errors import HostError, InputError
+from lithify.lockfile import Lock, Package, fingerprint, read_lock, write_lock
 from lithify.platforms import Platform
 from lithify.progress import Event, Report, silent
 from lithify.read.family import DebianBase, Family, Image, read_family
 from lithify.read.requirements import Requirements, documents, lock_path, read_requirements
 from lithify.read.settings import Settings, read_settings
-from lithify.resolve.lockfile import Lock, Package, fingerprint, read_lock, write_lock
 
 # The C library of a base, which decides what wheels it runs.
 _GLIBC = {"bookworm": (2, 36), "trixie": (2, 41)}
