@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import io
+import os
+import signal
 import tarfile
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 import families
-from lithify.errors import FetchError, LithifyError
+from lithify.errors import FetchError, HostError, LithifyError
 from lithify.fragment.bytecode import Interpreter
 from lithify.fragment.fragment import (
     Recipe,
@@ -21,9 +24,10 @@ from lithify.fragment.fragment import (
     make_fragment,
     make_fragments,
 )
+from lithify.lockfile import Package
 from lithify.platforms import LINUX_AMD64, LINUX_ARM64
 from lithify.read.settings import Settings
-from lithify.sources import Target
+from lithify.sources import File, Target
 from lithify.sources.pypi import PypiSource
 from lithify.store.compression import GZIP, ZSTD, decompressed
 from lithify.store.manifests import manifest_for
@@ -166,3 +170,23 @@ def test_an_artefact_that_is_not_what_was_locked_is_refused(store: Store) -> Non
         make_fragment(store, one, None)
     assert not one.artefact.exists()
     assert find_fragment(store, one.key) is None
+
+
+class Deadly(PypiSource):
+    """A source whose files kill whoever reads them, as a machine without memory does."""
+
+    def files(self, package: Package, artefact: Path, target: Target) -> Iterator[File]:
+        os.kill(os.getpid(), signal.SIGKILL)
+        raise AssertionError
+
+
+def test_a_killed_process_is_told_as_such(store: Store) -> None:
+    recipes = [
+        replace(
+            recipe(store, families.wheel(name, {"x": bytes(3_000_000)})), source=Deadly(Settings(store.root, jobs=1))
+        )
+        for name in ("one", "two")
+    ]
+    with pytest.raises(HostError, match="was killed") as caught:
+        make_fragments(store, recipes, jobs=2)
+    assert caught.value.hint and "--jobs 1" in caught.value.hint

@@ -10,13 +10,14 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from multiprocessing import get_context
 from pathlib import Path
 
 from lithify import progress
-from lithify.errors import FetchError, LithifyError
+from lithify.errors import FetchError, HostError, LithifyError
 from lithify.fragment import bytecode
 from lithify.fragment.bytecode import Compiler, Interpreter
 from lithify.fragment.slice import write_slice
@@ -182,6 +183,11 @@ def _in_processes(store: Store, recipes: Sequence[Recipe], jobs: int, finished: 
                 recipe = running.pop(future)
                 future.result()
                 finished(recipe)
+    except BrokenProcessPool as error:
+        raise HostError(
+            "a process that installs packages was killed",
+            hint="if it was for want of memory, `--jobs 1` needs less; what is done is kept",
+        ) from error
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
 
