@@ -18,8 +18,8 @@ from measure import Measured, measured
 from uv import find_uv_bin
 
 from lithify import runtime
+from lithify.lockfile import Package
 from lithify.platforms import Platform
-from lithify.resolve.lockfile import Package
 
 BASE = "localhost/base"
 
@@ -67,7 +67,7 @@ class Buildah:
     def build(
         self, wheels: Sequence[Package], debs: Sequence[tuple[Package, Path]], *, cached: bool, tag: str = "image"
     ) -> Measured:
-        """Build the image; with ``cached`` an unchanged step is not run again."""
+        """Build the image; with ``cached`` a step that is as it was last time is not run again."""
         context = self.work / "context"
         context.mkdir(exist_ok=True)
         (context / "requirements.txt").write_text(_hashed(wheels))
@@ -91,7 +91,7 @@ class Buildah:
         if configuration.is_dir():
             volumes[configuration] = "/etc/uv:ro"
         command = [*self.program, "bud", "-q", "--isolation", "chroot", "--tag", f"localhost/{tag}"]
-        command += ["--layers" if cached else "--no-cache"]
+        command += ["--layers"] if cached else ["--layers", "--no-cache"]
         for source, target in volumes.items():
             command += ["--volume", f"{source}:{target}"]
         return measured([*command, context])

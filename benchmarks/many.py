@@ -9,8 +9,8 @@ from datetime import UTC, datetime
 from io import BytesIO
 from pathlib import Path
 
+from lithify.lockfile import LOCK_FILE, Lock, Package, read_lock, write_lock
 from lithify.platforms import Platform
-from lithify.resolve.lockfile import LOCK_FILE, Lock, Package, read_lock, write_lock
 from lithify.store.store import Store
 
 MODULES = 40  # a package: this many modules, and a library of 400 kB that does not compress

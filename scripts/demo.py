@@ -47,15 +47,17 @@ def demonstrate() -> None:
     for line in results.build_lines(built):
         say(line)
     result = built[-1]
-    say("Starting JupyterLab in the sandbox")
+    say("Starting JupyterLab in the sandbox (the first time, the image is unpacked for it)")
     began = time.monotonic()
     with display.progress(Options()) as report, serving(result.name, settings=settings, report=report) as server:
         status = status_of(server)
-        say(f"JupyterLab answers after {time.monotonic() - began:.1f} s: {json.dumps(status)}")
+        started = time.monotonic() - began
+        say(f"JupyterLab answers: {json.dumps(status)}")
     say("JupyterLab is stopped.\n")
     (image,) = result.platforms
     say(f"size    {display.size(image.size)} compressed, in {image.layers} layers")
-    say(f"time    {result.seconds:.1f} s to build")
+    done = "to see that nothing changed" if result.unchanged else "to build"
+    say(f"time    {result.seconds:.1f} s {done}, {started:.1f} s until JupyterLab answered")
     say(f"digest  {result.digest}")
     say(f"store   {settings.store}")
     say(f"\nTo keep it running: .venv/bin/lithify run {IMAGE}")

@@ -62,3 +62,15 @@ def ready(settings: Settings, wheels: tuple[families.Wheel, ...]) -> Iterator[Se
     """`settings` whose store holds the wheels already."""
     families.provide(open_store(settings.store), wheels)
     yield settings
+
+
+@pytest.fixture(scope="session")
+def notebook_store(shared: Path) -> Path:
+    """A store with base-notebook of the committed family `families/pypi`, for this machine's platform.
+
+    Downloads some 250 MB, once a session. ``LITHIFY_TEST_ARTEFACTS`` may name a folder that keeps them.
+    """
+    with families.made_once(shared, "notebook") as (folder, empty):
+        if empty:
+            families.build_committed(folder, ["base-notebook"])
+    return folder

@@ -20,9 +20,9 @@ import installer
 
 import lithify
 from lithify.fetch import fetch
+from lithify.lockfile import Lock, Package, parse_lock, write_lock
 from lithify.platforms import LINUX_AMD64, LINUX_ARM64, Platform
 from lithify.read.settings import Settings
-from lithify.resolve.lockfile import Lock, Package, parse_lock, write_lock
 from lithify.sources import by_source
 from lithify.sources.debian import DebianSource, resolve
 from lithify.store.store import open_store

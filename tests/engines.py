@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import subprocess
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -18,13 +20,27 @@ default_ulimits = ["nofile=20000:20000", "nproc=20000:20000"]
 """
 
 
+@contextlib.contextmanager
+def engine_folder() -> Iterator[Path]:
+    """A folder for podman's storage. Its path is short: with a long one, podman waits 20 s for a socket in it."""
+    folder = Path(tempfile.mkdtemp(prefix="pod-"))
+    try:
+        yield folder
+    finally:
+        if os.geteuid() == 0:
+            subprocess.run(["umount", "--lazy", str(folder / "storage/overlay")], capture_output=True)
+            shutil.rmtree(folder, ignore_errors=True)
+        else:
+            subprocess.run(["podman", "unshare", "rm", "-rf", str(folder)], capture_output=True)
+
+
 def skopeo(*arguments: str | Path) -> str:
     """What skopeo prints; fails the test when it refuses, skips it where there is none."""
     return _run(["skopeo", *map(str, arguments)])
 
 
 def podman(folder: Path, *arguments: str | Path) -> str:
-    """What podman prints, its storage and configuration being in ``folder`` (`podman_environment`)."""
+    """What podman prints, its storage and configuration being in ``folder`` (`engine_folder`)."""
     return _run(["podman", *map(str, arguments)], podman_environment(folder))
 
 
@@ -45,6 +61,7 @@ def podman_environment(folder: Path) -> dict[str, str]:
     (folder / "containers.conf").write_text(_CONFIGURATION)
     (folder / "storage.conf").write_text(
         f'[storage]\ndriver = "overlay"\ngraphroot = "{folder}/storage"\nrunroot = "{folder}/run"\n'
+        f'rootless_storage_path = "{folder}/storage"\n'
     )
     return {
         **os.environ,

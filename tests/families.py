@@ -19,6 +19,7 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+import tempfile
 import threading
 import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -29,12 +30,13 @@ from pathlib import Path
 from typing import Any
 
 import images
+from lithify.lockfile import Lock, Package, read_lock, write_lock
 from lithify.platforms import LINUX_AMD64, LINUX_ARM64, PLATFORMS, Platform, host_platform
 from lithify.read.family import FAMILY_FILE, read_family
 from lithify.read.requirements import lock_path
 from lithify.read.settings import Settings
-from lithify.resolve.lockfile import Lock, Package, read_lock, write_lock
-from lithify.resolve.locking import fingerprint_of
+from lithify.resolve import fingerprint_of
+from lithify.store.compression import GZIP
 from lithify.store.store import Store, open_store
 
 CREATED = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
@@ -249,17 +251,19 @@ def python_base(layout: Path, platforms: Sequence[Platform] = (LINUX_AMD64,)) ->
             ),
         ),
     ]
-    layer = images.layer(store, _with_folders(members))
+    layer = images.layer(store, _with_folders(members), compression=GZIP)
     images.image(store, [layer], "test/base", platforms=platforms)
 
 
 def plain_base(layout: Path, platforms: Sequence[Platform] = (LINUX_AMD64,)) -> None:
-    """Make the image ``test/base`` in ``layout`` of a few files that are the same on every machine."""
+    """Make the image ``test/base`` in ``layout`` of a few files that are the same on every machine.
+
+    Its Python is called 3.13 and does not run: for wheels without Python code only.
+    """
     store = open_store(layout)
     members = [
         images.file("etc/passwd", "root:x:0:0:root:/root:/bin/bash\n"),
         images.file("etc/group", "root:x:0:\n"),
-        images.file(f"usr/bin/python{HOST_PYTHON}", "not run\n", 0o755),
         images.file("usr/bin/python3.13", "not run\n", 0o755),
     ]
     # Not compressed: its digest depends on no library.
@@ -456,3 +460,44 @@ def clone(source: Path, destination: Path, *parts: str) -> Path:
             target.parent.mkdir(parents=True, exist_ok=True)
             subprocess.run(["cp", "-al", str(part), str(target)], check=True)
     return destination
+
+
+@contextlib.contextmanager
+def public_folder() -> Iterator[Path]:
+    """A new folder that every user can reach, which pytest's are not."""
+    folder = Path(tempfile.mkdtemp(prefix="lithify-test-"))
+    folder.chmod(0o755)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+# -- the committed family ------------------------------------------------------------------------------------------
+
+COMMITTED = Path(__file__).parents[1] / "families" / "pypi"
+
+
+def build_committed(store: Path, names: Sequence[str], *options: str) -> None:
+    """Build images of `COMMITTED` into ``store``, for this machine's platform unless ``options`` say otherwise."""
+    kept = os.environ.get("LITHIFY_TEST_ARTEFACTS")
+    if kept and Path(kept).is_dir():
+        clone(Path(kept), store, "artefacts")
+    if "--platform" not in options:
+        options = (*options, "--platform", str(host_platform()))
+    result = lithify("--store", store, "-q", "build", "--family", COMMITTED, "--locked", *names, *options)
+    assert result.returncode == 0, result.stderr
+    if kept:
+        subprocess.run(["cp", "-anl", str(store / "artefacts"), kept], check=True)
+
+
+def run_inside(
+    store: Path, image: str, *command: str | Path, options: Sequence[str] = (), check: bool = True
+) -> subprocess.CompletedProcess[str]:
+    """Run a command in an image, through `lithify run`."""
+    line = [sys.executable, "-m", "lithify", "--store", str(store), "-q", "run", *options, image, "--"]
+    result = subprocess.run(
+        [*line, *map(str, command)], capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL
+    )
+    assert not check or result.returncode == 0, f"{result.stdout}\n{result.stderr}"
+    return result

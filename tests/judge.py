@@ -38,6 +38,18 @@ class Judged:
                 found.update({member.name: member for member in archive})
         return found
 
+    def elf_machines(self) -> dict[str, int]:
+        """The machine (``e_machine``) that every ELF file in the layers is for."""
+        found: dict[str, int] = {}
+        for data in self.tars:
+            with tarfile.open(fileobj=io.BytesIO(data)) as archive:
+                for member in archive:
+                    if member.isfile() and (file := archive.extractfile(member)):
+                        head = file.read(20)
+                        if head.startswith(b"\x7fELF"):
+                            found[member.name] = int.from_bytes(head[18:20], "little" if head[5] == 1 else "big")
+        return found
+
     def read(self, path: str) -> bytes:
         """The content of the file ``path`` in the uppermost layer that has it."""
         for data in reversed(self.tars):

@@ -9,8 +9,8 @@ import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 
+from lithify.lockfile import Package
 from lithify.platforms import LINUX_AMD64, Platform
-from lithify.resolve.lockfile import Package
 
 
 def hashed(data: bytes, algorithm: str = "sha256") -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,9 @@ import families
 import images
 import lithify
 from lithify.errors import InputError
+from lithify.lockfile import read_lock, write_lock
 from lithify.platforms import PLATFORMS
 from lithify.read.settings import Settings
-from lithify.resolve.lockfile import read_lock, write_lock
 from lithify.store.store import open_store
 
 
@@ -37,10 +38,11 @@ def test_a_base_that_changed_in_its_layout_is_noticed(
 ) -> None:
     layout = tmp_path / "base"
     families.plain_base(layout)
-    family = families.write_family(tmp_path / "family", [families.Spec("one")], base=layout)
+    family = families.write_family(tmp_path / "family", [families.Spec("one")], base=layout, python="3.13")
     (first,) = lithify.build(family, settings=ready)
     base = open_store(layout)
-    images.image(base, [images.layer(base, [images.file("etc/motd", "new")])], "test/base")
+    files = [images.file("etc/motd", "new"), images.file("usr/bin/python3.13", "not run\n", 0o755)]
+    images.image(base, [images.layer(base, files)], "test/base")
     (second,) = lithify.build(family, settings=ready)
     assert not second.unchanged
     assert second.digest != first.digest
@@ -51,7 +53,7 @@ def test_a_base_is_known_by_its_digest_not_by_its_place(tmp_path: Path, ready: S
     for place in ("here", "there"):
         families.plain_base(tmp_path / place / "base")
         family = families.write_family(
-            tmp_path / place / "family", [families.Spec("one")], base=tmp_path / place / "base"
+            tmp_path / place / "family", [families.Spec("one")], base=tmp_path / place / "base", python="3.13"
         )
         built += lithify.build(family, settings=ready)
     assert built[1].unchanged
@@ -125,3 +127,30 @@ def test_wheels_come_from_where_the_requirement_files_say(
         nowhere = replace(settings, sources={"pypi": "http://127.0.0.1:9/simple/"})
         (child,) = lithify.build(family, ["child"], settings=nowhere)
     assert child.platforms[0].fragments_built == 2
+
+
+def test_a_layout_of_one_image_needs_no_name(tmp_path: Path, ready: Settings) -> None:
+    layout = tmp_path / "base"
+    families.plain_base(layout)
+    lines = [f'oci-layout = "{layout}"', 'python = "3.13"']
+    family = families.write_family(tmp_path / "family", [families.Spec("one")], base_lines=lines)
+    (built,) = lithify.build(family, settings=ready)
+    assert built.digest in json.dumps(Path(ready.store / "index.json").read_text())
+
+
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        (['oci-layout = "nowhere"', 'python = "3.13"'], "nowhere is not an OCI image layout"),
+        (['oci-layout = "../base"', 'image = "other"', 'python = "3.13"'], "no image `other` in the layout"),
+        (['oci-layout = "../base"', 'python = "3.12"'], "has no /usr/bin/python3.12"),
+        (['image = "other"', 'python = "3.13"'], "no image `other` in the store"),
+    ],
+)
+def test_a_base_that_cannot_be_is_told(tmp_path: Path, ready: Settings, lines: list[str], message: str) -> None:
+    families.plain_base(tmp_path / "base")
+    family = families.write_family(tmp_path / "family", [families.Spec("one")], base_lines=lines)
+    with pytest.raises(InputError) as caught:
+        lithify.build(family, settings=ready)
+    assert message in caught.value.message
+    assert caught.value.hint

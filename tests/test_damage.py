@@ -22,6 +22,7 @@ import lithify
 from lithify.errors import LithifyError
 from lithify.platforms import LINUX_AMD64
 from lithify.read.settings import Settings
+from lithify.store.store import open_store
 
 
 @dataclass(frozen=True)
@@ -218,7 +219,7 @@ def test_two_builders_share_a_store(scene: Scene, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("seed", range(4))
 def test_a_builder_that_was_killed_leaves_a_store_that_the_next_one_uses(
-    scene: Scene, tmp_path: Path, seed: int
+    scene: Scene, tmp_path: Path, seed: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store = tmp_path / "store"
     chance = random.Random(seed)
@@ -229,3 +230,6 @@ def test_a_builder_that_was_killed_leaves_a_store_that_the_next_one_uses(
         process.communicate()
     assert scene.build(store) == scene.digest
     judge.judge(store, scene.digest)
+    monkeypatch.setattr("lithify.store.store.GRACE", 0)
+    open_store(store)
+    assert [path for path in (store / "tmp").rglob("*") if path.name != "partial"] == []

@@ -6,12 +6,13 @@ import hashlib
 import json
 import os
 import tarfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 import images
-from engines import podman, podman_environment, podman_run, skopeo
+from engines import engine_folder, podman, podman_environment, podman_run, skopeo
 from images import file, folder, symlink
 from lithify.errors import HostError, InputError, LithifyError
 from lithify.platforms import LINUX_AMD64, LINUX_ARM64, host_platform
@@ -32,6 +33,12 @@ def store(tmp_path: Path) -> Store:
 @pytest.fixture
 def settings(store: Store) -> Settings:
     return Settings(store.root, 2)
+
+
+@pytest.fixture
+def engine() -> Iterator[Path]:
+    with engine_folder() as path:
+        yield path
 
 
 def _image(store: Store, name: str = NAME, compression: Compression | None = ZSTD, extra: str = "") -> oci.Descriptor:
@@ -151,7 +158,7 @@ def test_a_folder_has_the_images_files_and_for_root_its_owners(
 
 
 @pytest.mark.parametrize("form", ["oci-archive", "docker-archive", "oci"])
-def test_podman_runs_every_form(store: Store, settings: Settings, tmp_path: Path, form: str) -> None:
+def test_podman_runs_every_form(store: Store, settings: Settings, tmp_path: Path, engine: Path, form: str) -> None:
     _image(store)
     place = tmp_path / "image"
     match form:
@@ -161,32 +168,32 @@ def test_podman_runs_every_form(store: Store, settings: Settings, tmp_path: Path
             export(NAME, docker_archive=place, settings=settings)
         case _:
             export(NAME, oci_layout=place, settings=settings)
-    identifier = podman(tmp_path / "engine", "pull", "--quiet", f"{form}:{place}").split()[-1]
+    identifier = podman(engine, "pull", "--quiet", f"{form}:{place}").split()[-1]
 
-    assert podman_run(tmp_path / "engine", identifier) == "1000\nhi\nhello"
+    assert podman_run(engine, identifier) == "1000\nhi\nhello"
 
 
-def test_into_podman(store: Store, settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_into_podman(store: Store, settings: Settings, engine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     _image(store)
-    podman(tmp_path / "engine", "--version")
-    for key, value in podman_environment(tmp_path / "engine").items():
+    podman(engine, "--version")
+    for key, value in podman_environment(engine).items():
         monkeypatch.setenv(key, value)
     export(NAME, podman=True, settings=settings)
 
-    assert podman_run(tmp_path / "engine", "localhost/family/notebook:latest") == "1000\nhi\nhello"
-    names = podman(tmp_path / "engine", "images", "--format", "{{.Repository}}:{{.Tag}}")
+    assert podman_run(engine, "localhost/family/notebook:latest") == "1000\nhi\nhello"
+    names = podman(engine, "images", "--format", "{{.Repository}}:{{.Tag}}")
     assert names.split() == ["localhost/family/notebook:latest"]
     assert list((store.root / "tmp").iterdir()) == []
 
 
-@pytest.mark.parametrize("engine", ["podman", "docker"])
+@pytest.mark.parametrize("name", ["podman", "docker"])
 def test_an_engine_that_is_not_there_is_an_error_that_says_so(
-    store: Store, settings: Settings, monkeypatch: pytest.MonkeyPatch, engine: str
+    store: Store, settings: Settings, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     _image(store)
     monkeypatch.setenv("PATH", "/nowhere")
-    with pytest.raises(HostError, match=f"no `{engine}` on this machine"):
-        export(NAME, podman=engine == "podman", docker=engine == "docker", settings=settings)
+    with pytest.raises(HostError, match=f"no `{name}` on this machine"):
+        export(NAME, podman=name == "podman", docker=name == "docker", settings=settings)
 
 
 def test_an_engine_that_refuses_is_shown_with_its_own_words(

@@ -17,9 +17,9 @@ import pytest
 from lithify import fetch as fetching
 from lithify.errors import FetchError, HostError, InputError
 from lithify.fetch import Patience, fetch, shown
+from lithify.lockfile import Package
 from lithify.platforms import LINUX_AMD64, LINUX_ARM64, Platform
 from lithify.progress import Event, Report
-from lithify.resolve.lockfile import Package
 from lithify.store.store import Store, open_store
 
 QUICK = Patience(connect=2, silence=0.5, window=0.5, slowest=1000, attempts=3, pause=0.01, longest_pause=0.2)

@@ -11,9 +11,9 @@ import pytest
 import images
 from images import file
 from lithify.errors import InputError, LithifyError
+from lithify.lockfile import Lock, Package, write_lock
 from lithify.platforms import LINUX_AMD64, LINUX_ARM64, host_platform
 from lithify.read.settings import Settings
-from lithify.resolve.lockfile import Lock, Package, write_lock
 from lithify.store import oci
 from lithify.store.store import Store, open_store
 from lithify.use.inspecting import LOCK_INSIDE, PackageDetails, inspect, list_images

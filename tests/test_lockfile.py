@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lithify.errors import InputError
+from lithify.lockfile import Lock, Package, fingerprint, parse_lock, read_lock, write_lock
 from lithify.platforms import LINUX_AMD64, LINUX_ARM64
-from lithify.resolve.lockfile import Lock, Package, fingerprint, parse_lock, read_lock, write_lock
 
 MOMENT = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 WORDS = st.text(min_size=1, max_size=20).filter(lambda text: not any(0xD800 <= ord(c) < 0xE000 for c in text))

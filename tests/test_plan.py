@@ -3,9 +3,9 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lithify.lockfile import Package
 from lithify.plan import ALONE, PlannedLayer, lineage_levels, plan_layers
 from lithify.platforms import LINUX_AMD64
-from lithify.resolve.lockfile import Package
 
 
 def package(name: str, size: int = 1000, version: str = "1") -> Package:

@@ -12,11 +12,11 @@ import pytest
 from packaging.utils import parse_wheel_filename
 
 from lithify.errors import FetchError, LithifyError, UnsatisfiableError
+from lithify.lockfile import Package
 from lithify.platforms import LINUX_AMD64, LINUX_ARM64, Platform
 from lithify.read.family import Image
 from lithify.read.requirements import Requirements, read_requirements
 from lithify.read.settings import Settings
-from lithify.resolve.lockfile import Package
 from lithify.sources.pypi import PypiSource, resolve, wheel_tags
 from local_index import LocalIndex, serving
 from making_wheels import make_wheel, package_of

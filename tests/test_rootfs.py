@@ -369,7 +369,7 @@ def _damage(path: Path, at: int) -> None:
 
 @pytest.mark.parametrize("compression", [ZSTD, GZIP, None], ids=["zstd", "gzip", "plain"])
 def test_a_flipped_byte_anywhere_is_found_and_nothing_is_left(store: Store, compression: Compression | None) -> None:
-    content = os.urandom(3000)
+    content = os.urandom(3_000_000)  # more than one chunk of every reader
     for turn in range(12):
         layer = images.layer(store, [file("a", content + bytes([turn])), folder("d")], compression)
         path = store.blob_path(layer.descriptor.digest)

@@ -86,6 +86,50 @@ def test_what_a_killed_process_left_is_removed_by_the_next_scratch(store: Store)
     assert list((store.root / "tmp").iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    "what",
+    [
+        "with store.writing(root / 'x') as file: stop()",
+        "store.write_blob((stop() for _ in 'x'), 'x')",
+        "with store.scratch('x'): stop()",
+    ],
+    ids=["file", "blob", "folder"],
+)
+def test_what_a_killed_process_left_is_removed_when_the_store_is_opened(
+    store: Store, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    script = (
+        "import os, sys, signal; from pathlib import Path; from lithify.store.store import open_store\n"
+        "root = Path(sys.argv[1])\n"
+        "store = open_store(root)\n"
+        "def stop(): os.kill(os.getpid(), signal.SIGKILL)\n"
+        f"{what}"
+    )
+    _python(script, store.root)
+    (left,) = (store.root / "tmp").iterdir()
+    open_store(store.root)
+    assert left.exists()  # it may be somebody's who is about to lock it
+    monkeypatch.setattr("lithify.store.store.GRACE", 0)
+    with store.writing(store.root / "mine") as file, store.scratch("mine") as folder:
+        file.write(b"whole")
+        open_store(store.root)
+        assert not left.exists()
+        assert folder.is_dir()
+    assert (store.root / "mine").read_bytes() == b"whole"
+    assert list((store.root / "tmp").iterdir()) == []
+
+
+def test_an_unpacked_tree_that_was_not_finished_is_removed(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lithify.store.store.GRACE", 0)
+    for name in ("rootfs-held", "rootfs-left"):
+        (store.root / "tmp" / name / "0").mkdir(parents=True)
+    with store.lock("rootfs-left"):
+        pass
+    with store.lock("rootfs-held"):
+        open_store(store.root)
+    assert [path.name for path in (store.root / "tmp").iterdir()] == ["rootfs-held"]
+
+
 def _name_images(root: Path, number: int) -> None:
     store = open_store(root)
     for turn in range(10):
@@ -145,7 +189,7 @@ def test_a_read_only_store_can_be_read_and_says_why_it_cannot_be_written(tmp_pat
         "from lithify.store.store import open_store\n"
         "root = Path(sys.argv[1]); store = open_store(root); blob = store.write_blob([b'x'], 'x/y')\n"
         "store.name_image('family/image', blob)\n"
-        "subprocess.run(['mount', '-o', 'remount,ro', str(root)], check=True)\n"
+        "subprocess.run(['mount', '-o', 'remount,bind,ro', str(root)], check=True)\n"
         "store = open_store(root); print(store.read_blob(store.image('image')), store.has_blob(blob))\n"
         "for act in (lambda: store.write_blob([b'y'], 'x/y'), lambda: store.name_image('n', blob),\n"
         "            lambda: store.write_record('kind', 'key', {}), lambda: store.scratch('x').__enter__()):\n"

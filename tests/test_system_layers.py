@@ -19,10 +19,10 @@ from families import made_once
 from lithify.assemble import tree
 from lithify.assemble.system import SystemLayer, check_twins, system_layers
 from lithify.errors import InputError
+from lithify.lockfile import Package
 from lithify.platforms import LINUX_AMD64, LINUX_ARM64, Platform, host_platform
 from lithify.progress import silent
 from lithify.read.family import DebianBase
-from lithify.resolve.lockfile import Package
 from lithify.store.compression import GZIP, ZSTD, Compression, decompressed
 from lithify.store.store import Store, open_store
 

@@ -18,8 +18,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from lithify.errors import LithifyError
+from lithify.lockfile import Package
 from lithify.platforms import LINUX_AMD64
-from lithify.resolve.lockfile import Package
 from lithify.sources import File, Target
 from lithify.sources.wheel import SMALL, wheel_files
 from making_wheels import hashed, make_wheel, package_of
@@ -106,6 +106,12 @@ def test_entry_points_become_scripts(tmp_path: Path) -> None:
     assert b"from thing.cli import main\n" in content and b"main.run()" in content
     assert file.mode == 0o755
     assert f"{PREFIX}/bin/window" in found
+
+
+def test_an_entry_point_takes_the_place_of_a_script_in_the_archive(tmp_path: Path) -> None:
+    members = {f"{DATA}/scripts/tool": b"#!python\nold\n"}
+    found = installed(make_wheel(tmp_path, members, entry_points="[console_scripts]\ntool = thing:main\n"))
+    assert b"from thing import main" in found[f"{PREFIX}/bin/tool"][1]
 
 
 def test_a_shebang_that_the_kernel_would_cut_takes_a_way_round(tmp_path: Path) -> None:

@@ -12,10 +12,10 @@ from pathlib import Path
 import httpx
 import pytest
 
+from lithify.lockfile import Package
 from lithify.platforms import host_platform
 from lithify.read.requirements import Requirement, Requirements
 from lithify.read.settings import Settings
-from lithify.resolve.lockfile import Package
 from lithify.sources import Target
 from lithify.sources.pypi import PypiSource, resolve
 from lithify.sources.wheel import wheel_files

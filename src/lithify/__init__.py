@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from lithify.assemble.building import build
     from lithify.read.scaffold import init
-    from lithify.resolve.locking import lock
+    from lithify.resolve import lock
     from lithify.use.exporting import export
     from lithify.use.inspecting import inspect, list_images
     from lithify.use.running import run
@@ -33,7 +33,7 @@ _HOME = {
     "init": "lithify.read.scaffold",
     "inspect": "lithify.use.inspecting",
     "list_images": "lithify.use.inspecting",
-    "lock": "lithify.resolve.locking",
+    "lock": "lithify.resolve",
     "run": "lithify.use.running",
 }
 

@@ -25,8 +25,8 @@ from typing import TYPE_CHECKING, BinaryIO
 from urllib.parse import unquote, urlsplit, urlunsplit
 
 from lithify.errors import FetchError, InputError
+from lithify.lockfile import Package
 from lithify.progress import Event, Report, silent
-from lithify.resolve.lockfile import Package
 from lithify.sources import Source, by_source
 from lithify.store.store import CHUNK, SEAL, Store, friendly_disk_errors
 

@@ -19,7 +19,7 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from lithify.resolve.lockfile import Package
+from lithify.lockfile import Package
 
 ALONE = 4_000_000  # bytes of artefact: below, a layer's own cost (a request, a mount) outweighs its reuse
 BUCKET = 8_000_000  # bytes of artefacts that a bucket should hold

@@ -18,13 +18,13 @@ from typing import TYPE_CHECKING, Any
 from lithify import runtime
 from lithify.assemble import contract
 from lithify.errors import InputError
+from lithify.lockfile import Lock, Package, fingerprint, parse_lock
 from lithify.plan import PlannedLayer, lineage_levels, plan_layers
 from lithify.platforms import Platform, host_platform, parse_platform
 from lithify.progress import Event, Report, silent
 from lithify.read.family import DebianBase, Family, Image, LayoutBase, read_family
 from lithify.read.requirements import Indexes, Requirements, documents, lock_path, read_requirements
 from lithify.read.settings import Settings, read_settings
-from lithify.resolve.lockfile import Lock, Package, fingerprint, parse_lock
 from lithify.store import oci
 from lithify.store.compression import Compression, parse_compression
 from lithify.store.store import Store, open_store
@@ -132,6 +132,9 @@ class _Packages:
     built: int
 
 
+_NO_INDEXES = Indexes()
+
+
 @dataclass(frozen=True)
 class _Build:
     """What the steps of one `build` call share."""
@@ -142,7 +145,7 @@ class _Build:
     compression: Compression
     labels: Mapping[str, str]
     report: Report
-    indexes: Indexes = Indexes()  # what the requirement files of the image at work say
+    indexes: Indexes = _NO_INDEXES  # what the requirement files of the image at work say
 
     def image(self, name: str, platforms: tuple[Platform, ...], locked: bool) -> BuildResult:
         started = time.monotonic()
@@ -259,8 +262,9 @@ class _Build:
 
     def base_digest(self, base: LayoutBase) -> str:
         """What identifies a base that is an image: its digest, wherever it lies and whatever it is called."""
-        store = Store(base.layout) if base.layout else self.store
-        return store.image(base.image).digest
+        from lithify.assemble.system import base_descriptor
+
+        return base_descriptor(self.store, base).digest
 
     def image_labels(self, lineage: Sequence[Image]) -> dict[str, str]:
         labels: dict[str, str] = {"org.opencontainers.image.title": lineage[-1].name}

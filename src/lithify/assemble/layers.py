@@ -15,8 +15,8 @@ from lithify.assemble.contract import Contents
 from lithify.errors import InputError, LithifyError
 from lithify.fragment.fragment import Fragment, forget_fragment
 from lithify.fragment.slice import folders
+from lithify.lockfile import Package
 from lithify.plan import PlannedLayer
-from lithify.resolve.lockfile import Package
 from lithify.store import oci, tar
 from lithify.store.compression import Compression, compress, compressor, decompressed, decompressor
 from lithify.store.store import Store, digest_of_file

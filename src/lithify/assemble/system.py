@@ -19,10 +19,10 @@ from pathlib import Path
 from lithify import runtime
 from lithify.assemble.layers import describe, find_layer, keep_layer
 from lithify.errors import FetchError, InputError, LithifyError
+from lithify.lockfile import Package
 from lithify.platforms import PLATFORMS, Platform, host_platform
 from lithify.progress import Event, Report, silent
 from lithify.read.family import DebianBase, LayoutBase
-from lithify.resolve.lockfile import Package
 from lithify.runtime import JOVYAN
 from lithify.sandbox import with_all_owners
 from lithify.sources.deb import bootstrap_set, control_stanza
@@ -376,12 +376,7 @@ def base_image(store: Store, base: LayoutBase, platform: Platform) -> BaseImage:
     """
     where = f"the layout {base.layout}" if base.layout else f"the store {store.root}"
     source = Store(base.layout) if base.layout else store
-    if base.layout and not (base.layout / "oci-layout").is_file():
-        raise InputError(
-            f"the base {base.layout} is not an OCI image layout",
-            hint="it must be a folder with `oci-layout`, `index.json` and `blobs`: `skopeo copy` makes one",
-        )
-    descriptor = _for_platform(source, _named(source, base, where), platform, base, where)
+    descriptor = _for_platform(source, base_descriptor(store, base), platform, base, where)
     document = source.read_document(descriptor)
     config_descriptor = oci.parse_descriptor(document.get("config"), f"the manifest {descriptor.digest}")
     config = source.read_document(config_descriptor)
@@ -406,9 +401,20 @@ def base_image(store: Store, base: LayoutBase, platform: Platform) -> BaseImage:
     return BaseImage(tuple(described), environment)
 
 
-def _named(source: Store, base: LayoutBase, where: str) -> oci.Descriptor:
+def base_descriptor(store: Store, base: LayoutBase) -> oci.Descriptor:
+    """The index or manifest that ``base`` names, in its layout or in ``store``.
+
+    Raises:
+        InputError: for a missing layout or image.
+    """
     if base.layout is None:
-        return source.image(base.image)
+        return store.image(base.image)
+    if not (base.layout / "oci-layout").is_file():
+        raise InputError(
+            f"the base {base.layout} is not an OCI image layout",
+            hint="it must be a folder with `oci-layout`, `index.json` and `blobs`: `skopeo copy` makes one",
+        )
+    source, where = Store(base.layout), f"the layout {base.layout}"
     images = [d for d in source._index() if not base.image or d.annotations.get(oci.REF_NAME) == base.image]
     if len(images) == 1:
         return images[0]

@@ -165,7 +165,7 @@ def build(
 ) -> None:
     """Build locked images into the store.
 
-    Without IMAGE, all images of the family. Parents are built as needed.
+    Without IMAGE, all images of the family. An image can be built without its parents: their layers are its first.
     """
     from lithify.cli import display, results
 

@@ -17,7 +17,7 @@ from lithify.platforms import Platform
 
 if TYPE_CHECKING:
     from lithify.assemble.building import BuildResult, PlatformResult
-    from lithify.resolve.locking import LockResult
+    from lithify.resolve import LockResult
     from lithify.use.inspecting import ImageDetails, ImageSummary
 
 _Value = TypeVar("_Value")

@@ -20,7 +20,7 @@ from lithify.errors import FetchError, LithifyError
 from lithify.fragment import bytecode
 from lithify.fragment.bytecode import Compiler, Interpreter
 from lithify.fragment.slice import write_slice
-from lithify.resolve.lockfile import Package
+from lithify.lockfile import Package
 from lithify.sources import FragmentSource, Target
 from lithify.store import oci
 from lithify.store.compression import Compression

@@ -26,7 +26,7 @@ _DEBIAN_PACKAGE = re.compile(r"[a-z0-9][a-z0-9+.-]+(=[A-Za-z0-9.+~:-]+)?")
 
 @dataclass(frozen=True)
 class DebianBase:
-    """A base made from Debian's own packages in one locked mmdebstrap run."""
+    """A base made from Debian's own packages, installed by dpkg in the sandbox."""
 
     suite: str
     packages: tuple[str, ...]
@@ -289,7 +289,7 @@ class _Reader:
             if not re.fullmatch(r"3\.\d{1,2}", python):
                 raise self.error(f"`python` must be a minor version such as 3.13, found {python!r}", "base\0python")
             layout = self.text(table, "oci-layout", "base")
-            image = self.text(table, "image", "base", "")
+            image = self.text(table, "image", "base")
             return LayoutBase(self.path.parent / layout if layout else None, image or "", python)
         raise self.error("[base] names neither `debian` nor `oci-layout` nor `image`", "base")
 

@@ -21,8 +21,8 @@ from packaging.requirements import Requirement as _Parsed
 from packaging.utils import canonicalize_name
 
 from lithify.errors import InputError
+from lithify.lockfile import LOCK_FILE
 from lithify.read.family import DebianBase, Family, Image
-from lithify.resolve.lockfile import LOCK_FILE
 
 PYTHON_FILE = "requirements.txt"
 APT_FILE = "apt.txt"

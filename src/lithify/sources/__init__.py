@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
+from lithify.lockfile import Package
 from lithify.platforms import Platform
 from lithify.progress import Report
-from lithify.resolve.lockfile import Package
 
 
 @dataclass(frozen=True)

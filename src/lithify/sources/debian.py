@@ -21,11 +21,11 @@ from pathlib import Path
 from urllib.parse import quote, unquote, urlsplit
 
 from lithify.errors import FetchError, HostError, InputError, UnsatisfiableError
+from lithify.lockfile import Package
 from lithify.platforms import Platform
 from lithify.progress import Event, Report, silent
 from lithify.read.family import DebianBase
 from lithify.read.settings import Settings
-from lithify.resolve.lockfile import Package
 from lithify.sources.deb import control_stanza
 from lithify.store.store import open_store, remove_tree
 
@@ -133,6 +133,7 @@ def resolve(
     kept: Sequence[Package] = (),
     previous: Sequence[Package] = (),
     upgrade: bool = False,
+    asked_at: Mapping[str, str] | None = None,
     settings: Settings,
     report: Report = silent,
 ) -> tuple[Package, ...]:
@@ -141,7 +142,7 @@ def resolve(
     ``essential`` adds the suite's Essential packages and marks the result as the base's. ``kept`` are the packages
     that are there already (the base's and the parents'): none of them is changed, none is in the result.
     ``previous`` is the last lock's answer: its versions are preferred while the archive serves them and they fit,
-    unless ``upgrade`` is set.
+    unless ``upgrade`` is set. ``asked_at`` says, for errors, where a name was written.
 
     Raises:
         HostError: without apt or its keyring, or when nobody says where the archive is served from.
@@ -163,7 +164,7 @@ def resolve(
         apt.update(report)
         index = _read_index(apt.folder, apt.list_files(), apt.stamp())
         names = sorted({*wanted, *(index.essential() if essential else ())})
-        _known(names, index, suite, platform)
+        _known(names, index, suite, platform, asked_at or {})
         status = _status(kept, index, settings)
         preferred = () if upgrade else [package for package in previous if package.platform == platform]
         try:
@@ -501,7 +502,7 @@ def _field(stanza: bytes, name: str) -> str:
     return match[1].decode("utf-8", "replace").strip() if match else ""
 
 
-def _known(names: Sequence[str], index: _Index, suite: str, platform: Platform) -> None:
+def _known(names: Sequence[str], index: _Index, suite: str, platform: Platform, asked_at: Mapping[str, str]) -> None:
     provided: set[str] | None = None
     for text in names:
         name = text.partition("=")[0]
@@ -511,8 +512,9 @@ def _known(names: Sequence[str], index: _Index, suite: str, platform: Platform) 
             provided = index.provided()
         if name not in provided:
             close = difflib.get_close_matches(name, list(index.stanzas), n=1, cutoff=0.7)
+            where = f"{asked_at[name]}: " if name in asked_at else ""
             raise InputError(
-                f"Debian {suite} has no package `{name}` for {platform}",
+                f"{where}Debian {suite} has no package `{name}` for {platform}",
                 hint=f"did you mean `{close[0]}`?" if close else "search for its name with `apt-cache search`",
             )
 

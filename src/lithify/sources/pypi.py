@@ -25,11 +25,11 @@ from packaging.tags import Tag, compatible_tags, cpython_tags
 from packaging.utils import InvalidWheelFilename, canonicalize_name, parse_wheel_filename
 
 from lithify.errors import FetchError, HostError, LithifyError, UnsatisfiableError
+from lithify.lockfile import Package
 from lithify.platforms import Platform
 from lithify.progress import Event, Report, silent
 from lithify.read.requirements import Indexes, Requirements
 from lithify.read.settings import Settings
-from lithify.resolve.lockfile import Package
 from lithify.sources import File, Target
 
 SOURCE = "pypi"

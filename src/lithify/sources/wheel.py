@@ -35,7 +35,7 @@ from packaging.version import InvalidVersion, Version
 from zlib_ng import zlib_ng
 
 from lithify.errors import LithifyError
-from lithify.resolve.lockfile import Package
+from lithify.lockfile import Package
 from lithify.sources import File, Target
 
 INSTALLER = b"lithify\n"
@@ -340,7 +340,7 @@ class _Wheel:
         dist_info = self.dist_info()
         self.root_is_purelib(dist_info)
         record = self.record(dist_info)
-        scripts = self.scripts(dist_info)
+        scripts = {script.name: script for script in self.scripts(dist_info)}
         prefix = target.prefix.strip("/")
         packages = f"{prefix}/lib/python{target.python}/site-packages"
         interpreter = f"/{prefix}/bin/python"
@@ -382,6 +382,8 @@ class _Wheel:
                     raise self.error(f"`{member}` belongs to no scheme; known are {', '.join(_SCHEMES)}")
                 root = roots[scheme]
                 if scheme == "scripts":
+                    if path in scripts:
+                        continue  # an entry point's script takes the place of one in the archive, as pip has it
                     mode = 0o755
                     if self.begins(info, b"#!python"):
                         text = self.verified(info, announced)
@@ -399,10 +401,8 @@ class _Wheel:
                 compile=final.endswith(".py") and final.startswith(packages),
                 sha256=announced.digest.hex() if announced.algorithm == "sha256" else None,
             )
-        for script in scripts:
-            # A script of the same name in the archive is what installers overwrite with the entry point's.
-            if f"{prefix}/bin/{script.name}" not in placed:
-                yield made(f"{prefix}/bin/{script.name}", script.generate(interpreter, "posix")[1], 0o755)
+        for script in scripts.values():
+            yield made(f"{prefix}/bin/{script.name}", script.generate(interpreter, "posix")[1], 0o755)
         yield made(f"{packages}/{dist_info}/INSTALLER", INSTALLER, 0o644)
         own = f"{dist_info}/RECORD"
         rows[own] = ","

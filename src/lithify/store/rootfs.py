@@ -14,6 +14,7 @@ Device nodes are left out (the sandbox brings its own), and so are extended attr
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import getpass
 import hashlib
@@ -125,30 +126,31 @@ def _read_files(store: Store, layers: Sequence[oci.Layer], paths: Iterable[str],
         here: dict[bytes, bytes | None] = {}
         linked: dict[bytes, str] = {}
         hidden: set[bytes] = set()
-        for member, content in _members(store, layer, lambda size: None):
-            path = _clean(member.path, layer)
-            folder, _, name = path.rpartition(b"/")
-            if name == _OPAQUE:
-                hidden.add(folder + b"/" if folder else b"")
-                continue
-            if name.startswith(_WHITEOUT):
-                gone = _join(folder, name.removeprefix(_WHITEOUT))
-                hidden |= {gone, gone + b"/"}
-                continue
-            # What lies above a member is a folder, whatever a lower layer has there.
-            hidden.update([one for one in wanted if path.startswith(one + b"/")])
-            for one in here:  # what this layer had there before: the last of one name counts
-                if one == path or (one.startswith(path + b"/") and member.type != tar.DIRECTORY):
-                    here[one] = None
-                    linked.pop(one, None)
-            if member.type == tar.DIRECTORY:
-                hidden.add(path)
-            else:
-                hidden |= {path, path + b"/"}
-                if path in wanted:
-                    here[path] = b"".join(content) if member.type in tar.REGULAR else None
-                    if member.type == tar.HARDLINK:
-                        linked[path] = _clean(member.link, layer).decode("utf-8", "surrogateescape")
+        with _members(store, layer, lambda size: None) as members:
+            for member, content in members:
+                path = _clean(member.path, layer)
+                folder, _, name = path.rpartition(b"/")
+                if name == _OPAQUE:
+                    hidden.add(folder + b"/" if folder else b"")
+                    continue
+                if name.startswith(_WHITEOUT):
+                    gone = _join(folder, name.removeprefix(_WHITEOUT))
+                    hidden |= {gone, gone + b"/"}
+                    continue
+                # What lies above a member is a folder, whatever a lower layer has there.
+                hidden.update([one for one in wanted if path.startswith(one + b"/")])
+                for one in here:  # what this layer had there before: the last of one name counts
+                    if one == path or (one.startswith(path + b"/") and member.type != tar.DIRECTORY):
+                        here[one] = None
+                        linked.pop(one, None)
+                if member.type == tar.DIRECTORY:
+                    hidden.add(path)
+                else:
+                    hidden |= {path, path + b"/"}
+                    if path in wanted:
+                        here[path] = b"".join(content) if member.type in tar.REGULAR else None
+                        if member.type == tar.HARDLINK:
+                            linked[path] = _clean(member.link, layer).decode("utf-8", "surrogateescape")
         for path, target in linked.items() if links else ():
             here[path] = _read_files(store, layers[: number + 1], [target], links - 1).get(target)
         for path, data in here.items():
@@ -179,10 +181,11 @@ def _key(layers: Sequence[oci.Layer], all_owners: bool) -> str:
 # -- reading -----------------------------------------------------------------------------------------------------
 
 
+@contextlib.contextmanager
 def _members(
     store: Store, layer: oci.Layer, progress: Callable[[int], None]
-) -> Iterator[tuple[tar.Member, Iterator[memoryview]]]:
-    """The members of a layer's tar; the end is reached only if both digests are what they should be."""
+) -> Iterator[Iterator[tuple[tar.Member, Iterator[memoryview]]]]:
+    """The members of a layer's tar; the block ends well only if both digests are what they should be."""
     path = store.blob_path(layer.descriptor.digest)
     diff_id = hashlib.sha256()
 
@@ -199,19 +202,22 @@ def _members(
         ) from None
     with blob:
         file = _Hashing(blob, progress)
+        failure: tar.TarError | LithifyError | None = None
         try:
-            yield from tar.members(uncompressed(file))
-        except (tar.TarError, InputError) as error:
-            # Damage shows itself as any nonsense; the digest tells damage from a bad layer.
-            while file.read(CHUNK):
-                pass
-            if file.digest() != layer.descriptor.digest:
-                raise corrupt(layer.descriptor.digest, store.root) from error
-            raise _bad(layer, str(error)) from error
+            yield tar.members(uncompressed(file))
+        except HostError:
+            raise
+        except (tar.TarError, LithifyError) as error:
+            failure = error
+        # Damage shows itself as any nonsense: it is the digest that tells a damaged layer from a bad one.
         while file.read(CHUNK):
             pass
         if file.digest() != layer.descriptor.digest:
-            raise corrupt(layer.descriptor.digest, store.root)
+            raise corrupt(layer.descriptor.digest, store.root) from failure
+        if isinstance(failure, (tar.TarError, InputError)):
+            raise _bad(layer, str(failure)) from failure
+        if failure is not None:
+            raise failure
         if f"sha256:{diff_id.hexdigest()}" != layer.diff_id:
             raise _bad(layer, f"its uncompressed digest is not {layer.diff_id}, as the configuration says")
 
@@ -333,51 +339,54 @@ def _unpack(
                 del result.folders[one]
             result.links = [(new, old) for new, old in result.links if not new.startswith(below)]
 
-    for member, content in _members(store, layer, progress):
-        path = _clean(member.path, layer)
-        name = path.rpartition(b"/")[2]
-        if name.startswith(_WHITEOUT):
-            _note_whiteout(result, path)
-            continue
-        if not path and member.type != tar.DIRECTORY:
-            raise _bad(layer, "its root is not a folder")
-        try:
-            if path.rpartition(b"/")[0] not in made:
-                parents(path)
-            target = root + path
-            if member.type == tar.DIRECTORY:
-                if path not in made:
-                    replace(path)
-                    os.mkdir(target, 0o755)
-                    made.add(path)
-                result.folders[path] = member
+    with _members(store, layer, progress) as members:
+        for member, content in members:
+            path = _clean(member.path, layer)
+            name = path.rpartition(b"/")[2]
+            if name.startswith(_WHITEOUT):
+                _note_whiteout(result, path)
                 continue
-            if path in others or path in made:
-                replace(path)
-            if result.links:
-                result.links = [link for link in result.links if link[0] != path]
-            if member.type in tar.REGULAR:
-                _write_file(target, member, content, all_owners)
-            elif member.type == tar.SYMLINK:
-                os.symlink(member.link, target)
-                if all_owners:
-                    os.chown(target, member.uid, member.gid, follow_symlinks=False)
-                os.utime(target, ns=_times(member), follow_symlinks=False)
-            elif member.type == tar.HARDLINK:
-                linked = _clean(member.link, layer)
-                if linked in others:
-                    os.link(root + linked, target, follow_symlinks=False)
-                else:
-                    result.links.append((path, linked))
+            if not path and member.type != tar.DIRECTORY:
+                raise _bad(layer, "its root is not a folder")
+            try:
+                if path.rpartition(b"/")[0] not in made:
+                    parents(path)
+                target = root + path
+                if member.type == tar.DIRECTORY:
+                    if path not in made:
+                        replace(path)
+                        os.mkdir(target, 0o755)
+                        made.add(path)
+                    result.folders[path] = member
                     continue
-            else:
-                continue  # a device node or a named pipe
-            others.add(path)
-        except (OSError, ValueError, OverflowError) as error:
-            with friendly_disk_errors(store.root):
-                if isinstance(error, OSError) and error.errno in _DISK:
-                    raise
-            raise _bad(layer, f"{_show(path)}: {error}") from error
+                if path in others or path in made:
+                    replace(path)
+                if result.links:
+                    result.links = [link for link in result.links if link[0] != path]
+                if member.type in tar.REGULAR:
+                    _write_file(target, member, content, all_owners)
+                elif member.type == tar.SYMLINK:
+                    os.symlink(member.link, target)
+                    if all_owners:
+                        os.chown(target, member.uid, member.gid, follow_symlinks=False)
+                    os.utime(target, ns=_times(member), follow_symlinks=False)
+                elif member.type == tar.HARDLINK:
+                    linked = _clean(member.link, layer)
+                    if linked in others:
+                        os.link(root + linked, target, follow_symlinks=False)
+                    else:
+                        result.links.append((path, linked))
+                        continue
+                else:
+                    continue  # a device node or a named pipe
+                others.add(path)
+            except tar.TarError:
+                raise
+            except (OSError, ValueError, OverflowError) as error:
+                with friendly_disk_errors(store.root):
+                    if isinstance(error, OSError) and error.errno in _DISK:
+                        raise
+                raise _bad(layer, f"{_show(path)}: {error}") from error
     # Deepest first, for a folder's time changes with what is made in it.
     for path, member in sorted(result.folders.items(), reverse=True):
         target = root + path

@@ -26,6 +26,7 @@ import json
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,6 +37,7 @@ from lithify.store import oci
 
 SEAL = 1  # seconds since the epoch: no file of today has it by chance
 CHUNK = 1 << 20
+GRACE = 60.0  # seconds
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,7 @@ class Store:
         with friendly_disk_errors(self.root):
             destination.parent.mkdir(parents=True, exist_ok=True)
             handle, name = tempfile.mkstemp(dir=self.root / "tmp", prefix="write-")
+            fcntl.flock(handle, fcntl.LOCK_EX)
             temporary = Path(name)
             try:
                 with os.fdopen(handle, "wb") as file:
@@ -141,6 +144,7 @@ class Store:
         digest, size = hashlib.sha256(), 0
         with friendly_disk_errors(self.root):
             handle, name = tempfile.mkstemp(dir=self.root / "tmp", prefix="blob-")
+            fcntl.flock(handle, fcntl.LOCK_EX)
             temporary = Path(name)
             try:
                 with os.fdopen(handle, "wb") as file:
@@ -309,12 +313,19 @@ def open_store(root: Path) -> Store:
         HostError: when it cannot be made.
     """
     with friendly_disk_errors(root):
-        for folder in ("blobs/sha256", "locks", "tmp"):
-            (root / folder).mkdir(parents=True, exist_ok=True)
+        try:
+            for folder in ("blobs/sha256", "locks", "tmp"):
+                (root / folder).mkdir(parents=True, exist_ok=True)
+        except (FileNotFoundError, FileExistsError, NotADirectoryError) as error:
+            raise HostError(
+                f"the store {root} cannot be made: {error.filename}: {error.strerror}",
+                hint="choose another folder with --store or LITHIFY_STORE",
+            ) from error
         if not (root / "oci-layout").exists():
             store = Store(root)
             with store.writing(root / "oci-layout") as file:
                 file.write(b'{"imageLayoutVersion":"1.0.0"}')
+    _remove_leftovers(root)
     return Store(root)
 
 
@@ -368,13 +379,33 @@ def remove_tree(folder: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
 
 
-def _remove_unused(folder: Path) -> None:
-    """Remove a scratch folder unless a process holds it."""
+def _remove_leftovers(root: Path) -> None:
+    """Remove what killed processes left under ``tmp/``: whatever nobody holds a lock on.
+
+    Not what is younger than `GRACE`, which its owner may be about to lock or to rename. Partial downloads stay, to be
+    gone on with, and the folders of `lithify run` are looked after there.
+    """
+    with contextlib.suppress(OSError), os.scandir(root / "tmp") as entries:
+        for entry in entries:
+            with contextlib.suppress(OSError):
+                if time.time() - entry.stat(follow_symlinks=False).st_ctime < GRACE:
+                    continue
+                if entry.name.startswith(("write-", "blob-", "scratch-")):
+                    _remove_unused(Path(entry))
+                elif entry.name.startswith("rootfs-"):  # its lock lies elsewhere: see `lithify.store.rootfs`
+                    _remove_unused(Path(entry), held_by=root / "locks" / entry.name)
+
+
+def _remove_unused(path: Path, held_by: Path | None = None) -> None:
+    """Remove a file or folder unless a process holds the lock on it (or on ``held_by``)."""
     with contextlib.suppress(OSError):
-        handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        handle = os.open(held_by or path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            remove_tree(folder)
+            if path.is_dir():
+                remove_tree(path)
+            else:
+                path.unlink()
         finally:
             os.close(handle)
 

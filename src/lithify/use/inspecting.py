@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from lithify.errors import InputError, LithifyError
+from lithify.lockfile import LOCK_FILE, parse_lock
 from lithify.platforms import PLATFORMS, Platform, host_platform, parse_platform
 from lithify.read.settings import Settings, read_settings
-from lithify.resolve.lockfile import LOCK_FILE, parse_lock
 from lithify.store import oci
 from lithify.store.manifests import Manifest, manifests
 from lithify.store.rootfs import read_files

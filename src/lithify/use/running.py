@@ -14,6 +14,7 @@ import fcntl
 import os
 import re
 import secrets
+import select
 import signal
 import socket
 import stat
@@ -40,6 +41,7 @@ from lithify.store.store import Store, friendly_disk_errors, open_store
 LOOPBACK = "127.0.0.1"
 # Seconds that a server has to stop by itself once it was asked to.
 PATIENCE = 10.0
+_TYPED = (signal.SIGINT, signal.SIGQUIT)
 _FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
 
 
@@ -123,7 +125,7 @@ def serving(
         LithifyError: when it ends or does not answer in time, with what it wrote; and what `run` raises.
     """
     job = _prepare(image, command, volumes, environment, user, settings, report)
-    if job.command is None and not job.has_jupyter:
+    if not command and not job.has_jupyter:
         raise InputError(f"image `{image}` has no JupyterLab")
     with tempfile.TemporaryFile() as log, _serving(job, _choose_port(port), log, timeout) as server:
         yield server
@@ -352,10 +354,14 @@ def _make_mount_point(root: Path, upper: Path, path: str) -> bool:
 
 @dataclass(frozen=True)
 class _Process:
-    """A sandbox at work: bubblewrap, and the id of the process that is number 1 inside, if it came so far."""
+    """A sandbox at work: bubblewrap, and the process that is number 1 inside, if it came so far.
+
+    ``init`` is that one's id, ``ended`` a descriptor that can be read from once it has ended (pidfd_open(2)).
+    """
 
     popen: subprocess.Popen[bytes]
     init: int | None
+    ended: int | None
 
 
 @contextlib.contextmanager
@@ -365,12 +371,14 @@ def _running(
     *,
     instead: signal.Signals | None = None,
     terminal: int | None = None,
+    ignore: bool = False,
     stdin: int | None = None,
     output: IO[bytes] | int | None = None,
 ) -> Iterator[tuple[_Process, list[int]]]:
     """``command`` while the block runs; what is left of it is stopped after it.
 
     Signals that we get meanwhile go to it (or ``instead`` of each of them another one), and are kept in the list.
+    ``terminal`` becomes its controlling terminal; with ``ignore`` it starts ignoring the signals that are typed there.
     """
     process: _Process | None = None
     received: list[int] = []
@@ -384,7 +392,7 @@ def _running(
     if threading.current_thread() is threading.main_thread():  # no other thread can have handlers
         before = {number: signal.signal(number, forward) for number in _FORWARDED}
     try:
-        process = _start(sandbox, command, terminal, stdin, output)
+        process = _start(sandbox, command, terminal, ignore, stdin, output)
         for number in received:
             _send(process, instead or number)
         yield process, received
@@ -396,7 +404,12 @@ def _running(
 
 
 def _start(
-    sandbox: Sandbox, command: Sequence[str], terminal: int | None, stdin: int | None, output: IO[bytes] | int | None
+    sandbox: Sandbox,
+    command: Sequence[str],
+    terminal: int | None,
+    ignore: bool,
+    stdin: int | None,
+    output: IO[bytes] | int | None,
 ) -> _Process:
     """Start ``command`` in a session of its own: a Ctrl-C reaches us alone, and we decide what it means."""
     line = arguments(sandbox, command)
@@ -406,6 +419,9 @@ def _start(
         import termios
 
         fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+        # Ctrl-C goes to all in the terminal's foreground, bubblewrap too: it must not die of it.
+        for number in _TYPED if ignore else ():
+            signal.signal(number, signal.SIG_IGN)
 
     with os.fdopen(reading, "rb") as information:
         try:
@@ -422,7 +438,12 @@ def _start(
             os.close(writing)
         # bubblewrap writes it as soon as the process exists, and closes the pipe when it ends before.
         match = re.search(rb'"child-pid": *([0-9]+)', information.read())
-    return _Process(popen, int(match[1]) if match else None)
+    init = int(match[1]) if match else None
+    ended = None
+    if init is not None:
+        with contextlib.suppress(ProcessLookupError):
+            ended = os.pidfd_open(init)
+    return _Process(popen, init, ended)
 
 
 def _send(process: _Process, number: int) -> None:
@@ -458,6 +479,12 @@ def _stop(process: _Process) -> None:
         except subprocess.TimeoutExpired:
             process.popen.kill()
             process.popen.wait()
+    if process.ended is not None:
+        # bubblewrap may be gone a moment before the rest: number 1 ends last, when all others inside have.
+        poll = select.poll()
+        poll.register(process.ended, select.POLLIN)
+        poll.poll(PATIENCE * 1000)
+        os.close(process.ended)
 
 
 def _exit_code(process: _Process) -> int:
@@ -469,7 +496,6 @@ def _exit_code(process: _Process) -> int:
 def _run_in_terminal(sandbox: Sandbox, command: Sequence[str]) -> int:
     """Run with a pseudo-terminal as the command's own, joined to ours."""
     import pty
-    import select
     import termios
     import tty
 
@@ -479,11 +505,18 @@ def _run_in_terminal(sandbox: Sandbox, command: Sequence[str]) -> int:
         size = fcntl.ioctl(0, termios.TIOCGWINSZ, b"\0" * 8)
         fcntl.ioctl(ours, termios.TIOCSWINSZ, size)
 
+    # What bubblewrap ignores its child would ignore as well; coreutils' env, from 8.31, undoes that.
+    undo = ["env", "--default-signal=INT,QUIT"]
+    probe = subprocess.run(arguments(sandbox, [*undo, "env"]), capture_output=True, check=False)
+    ignore = probe.returncode == 0
     attributes = termios.tcgetattr(0)
     before = signal.signal(signal.SIGWINCH, resize)
     try:
         resize()
-        with _running(sandbox, command, terminal=theirs) as (process, _):
+        with _running(sandbox, [*undo, *command] if ignore else command, terminal=theirs, ignore=ignore) as (
+            process,
+            _,
+        ):
             os.close(theirs)
             tty.setraw(0)
             sources = [0, ours]

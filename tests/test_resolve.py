@@ -11,13 +11,13 @@ import pytest
 
 import lithify
 from lithify.errors import InputError, LithifyError
+from lithify.lockfile import Package, read_lock
 from lithify.platforms import LINUX_AMD64, LINUX_ARM64
 from lithify.progress import Event
 from lithify.read.family import read_family
 from lithify.read.requirements import documents, lock_path
 from lithify.read.settings import Settings
-from lithify.resolve.lockfile import Package, read_lock
-from lithify.resolve.locking import LockResult, differences, stale
+from lithify.resolve import LockResult, differences, stale
 from local_index import LocalIndex, serving
 from making_wheels import make_wheel
 
@@ -153,6 +153,8 @@ def test_a_child_that_needs_another_version_than_its_parent_gets_it(workshop: Wo
     workshop.lock("child")
     assert workshop.versions("parent")["one"] == "1.0"
     assert workshop.versions("child")["one"] == "2.0"
+    (warning,) = (event.message for event in workshop.events if event.kind == "warning")
+    assert "`child` has one 2.0, its parent `parent` 1.0" in warning
 
 
 def test_parents_without_a_lock_are_locked_first(workshop: Workshop) -> None:
@@ -307,3 +309,14 @@ def test_debian_packages_of_a_child_are_its_parents_and_its_own(
         assert not {"tree", "less"} & base_names
     again = workshop.lock("parent", "child")
     assert not any(result.written for result in again.values())
+
+
+def test_the_committed_locks_name_no_host_and_hold_their_parents_packages() -> None:
+    family = read_family(Path(__file__).parent.parent / "families" / "pypi")
+    held: set[Package] = set()
+    for image in family.images.values():
+        assert "://" not in lock_path(image).read_text(encoding="utf-8")
+        packages = set(read_lock(lock_path(image)).packages)
+        assert held <= packages
+        assert {package.platform for package in packages} == set(family.platforms)
+        held = packages

@@ -17,12 +17,12 @@ from pathlib import Path
 from packaging.utils import canonicalize_name
 
 from lithify.errors import HostError, InputError
+from lithify.lockfile import Lock, Package, fingerprint, read_lock, write_lock
 from lithify.platforms import Platform
 from lithify.progress import Event, Report, silent
 from lithify.read.family import DebianBase, Family, Image, read_family
 from lithify.read.requirements import Requirements, documents, lock_path, read_requirements
 from lithify.read.settings import Settings, read_settings
-from lithify.resolve.lockfile import Lock, Package, fingerprint, read_lock, write_lock
 
 # The C library of a base, which decides what wheels it runs.
 _GLIBC = {"bookworm": (2, 36), "trixie": (2, 41)}
@@ -174,6 +174,8 @@ def _locked(family: Family, image: Image, keep: _Keep, settings: Settings, repor
             for answer in answers:
                 answer.cancel()
             raise
+    if parent:
+        _note_departures(image, parent.packages, packages, report)
     before = old.packages if old else ()
     created = old.created if old and packages == before else _now()
     made = Lock(fingerprint_of(family, image), created, packages)
@@ -182,6 +184,17 @@ def _locked(family: Family, image: Image, keep: _Keep, settings: Settings, repor
     if written:
         _write(path, text)
     return LockResult(image.name, path, made, *differences(before, packages), written)
+
+
+def _note_departures(image: Image, parent: Iterable[Package], own: Iterable[Package], report: Report) -> None:
+    """Say so where a child cannot take its parent's choice: the two share less than they might."""
+    _, _, changed = differences(parent, own)
+    for name, theirs, ours in sorted({(old.name, old.version, new.version) for old, new in changed}):
+        message = (
+            f"`{image.name}` has {name} {ours}, its parent `{image.extends}` {theirs}: a constraint in the parent that "
+            "suits both would let them share its layer"
+        )
+        report(Event("resolve", "warning", message=message))
 
 
 def differences(
@@ -286,6 +299,7 @@ def _resolve_debian(job: _Job) -> tuple[Package, ...]:
         kept=found,
         previous=tuple(package for package in kept if package.name not in have),
         upgrade=job.upgrade,
+        asked_at={package.name: package.where for package in names},
         settings=job.settings,
         report=job.report,
     )

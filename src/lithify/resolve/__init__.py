@@ -1,1 +1,0 @@
-"""Resolve: requirements into a lock of exact artefacts."""
