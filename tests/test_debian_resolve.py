@@ -9,10 +9,10 @@ import pytest
 
 import debs
 from lithify.errors import FetchError, HostError, InputError, UnsatisfiableError
+from lithify.lockfile import Package
 from lithify.platforms import LINUX_AMD64, LINUX_ARM64, Platform
 from lithify.read.family import DebianBase
 from lithify.read.settings import Settings
-from lithify.resolve.lockfile import Package
 from lithify.sources import debian
 from lithify.sources.debian import DebianSource, base_packages, interpreter_build, resolve, suite_sources
 
