@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import lzma
 import re
@@ -92,7 +93,15 @@ def data_archive(deb: Path) -> Iterator[tarfile.TarFile]:
 def _readable(deb: Path) -> Iterator[None]:
     try:
         yield
-    except (ValueError, EOFError, tarfile.TarError, lzma.LZMAError, zlib.error, zstd.ZstdError) as error:
+    except (
+        ValueError,
+        EOFError,
+        tarfile.TarError,
+        lzma.LZMAError,
+        zlib.error,
+        zstd.ZstdError,
+        gzip.BadGzipFile,
+    ) as error:
         raise FetchError(
             f"{deb} is not a readable Debian package: {error}",
             hint="remove the file and build again: it is fetched anew",
@@ -122,8 +131,6 @@ def _decompressed(part: BinaryIO, suffix: str) -> IO[bytes]:
     if suffix == ".zst":
         return cast(IO[bytes], zstd.ZstdFile(part))
     if suffix == ".gz":
-        import gzip
-
         return cast(IO[bytes], gzip.GzipFile(fileobj=part, mode="rb"))
     if suffix == "":
         return part
