@@ -131,11 +131,14 @@ def differs_with_reason(path: str) -> bool:
     - the virtual environment's own files: links to Python, activation scripts for many shells, markers of uv's;
     - RECORD, INSTALLER: the installer's own account of what it did;
     - REQUESTED, direct_url.json: whether a person asked for the package; a lock does not know;
-    - __pycache__: we compile, uv does not unless told to.
+    - __pycache__: we compile, uv does not unless told to;
+    - pip3.13: uv invents this name for pip's entry point; the wheel announces pip and pip3.
     """
     name = path.rpartition("/")[2]
     folder = path.partition("/")[0]
     if path in OF_THE_ENVIRONMENT or "__pycache__" in path.split("/") or name.startswith("_virtualenv."):
+        return True
+    if path == "bin/pip3.13":
         return True
     if folder == "bin" and (name.startswith(("activate", "python", "deactivate")) or name == "pydoc.bat"):
         return True

@@ -190,7 +190,9 @@ def test_a_cell_runs_in_a_browser(notebook_store: Path, tmp_path: Path) -> None:
     chromium = shutil.which("chromium") or shutil.which("chromium-browser")
     if chromium is None:
         pytest.skip("no chromium on this machine (Debian's package `chromium`)")
-    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    playwright = pytest.importorskip(
+        "playwright.sync_api", reason="playwright is not installed (`pip install -e .[browser]`)"
+    )
     flags = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]
     flags += ["--disable-component-update", "--disable-sync"]
     with serving(NOTEBOOK, settings=Settings(notebook_store, jobs=2)) as server, playwright.sync_playwright() as tool:
