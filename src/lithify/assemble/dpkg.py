@@ -381,7 +381,10 @@ class _Cross:
                     f"a package's script made the {self.host} program /{path} in the image for {self.platform}",
                     hint=f"build for {self.platform} on such a machine, or leave the package out",
                 )
+            mode = stat.S_IMODE(copy.stat().st_mode)
             copy.write_bytes(source.read_bytes())
+            # Writing takes the set-id bits away from a file, unless real root writes.
+            copy.chmod(mode)
         for path in sorted(hidden):
             source = real / path
             there = upper / path
