@@ -263,7 +263,7 @@ def test_the_layer_of_an_apt_level_holds_only_what_it_changes(
     assert "usr/bin/zip" in apt
 
 
-@pytest.mark.parametrize("platform", debs.PLATFORMS, ids=str)
+@pytest.mark.parametrize("platform", [LINUX_AMD64, pytest.param(LINUX_ARM64, marks=pytest.mark.slow)], ids=str)
 def test_root_and_somebody_else_make_the_same_bytes(
     built: Store, levels: Mapping[Platform, debs.Levels], tmp_path: Path, platform: Platform
 ) -> None:
