@@ -14,9 +14,9 @@ import families
 import images
 from lithify.assemble.system import SystemLayer, base_image, system_layers
 from lithify.errors import InputError, LithifyError
+from lithify.lockfile import Package
 from lithify.platforms import LINUX_AMD64, LINUX_ARM64, Platform
 from lithify.read.family import LayoutBase
-from lithify.resolve.lockfile import Package
 from lithify.store import oci
 from lithify.store.compression import GZIP, ZSTD
 from lithify.store.store import Store, open_store
