@@ -232,8 +232,8 @@ def test_gzip_and_zstd_hold_the_same_bytes(reference: tuple[Path, Path, dict[str
 GOLDEN_LIBZSTD = "1.5.7"
 GOLDEN_ZLIB_NG = "2.3.3"
 GOLDEN = {
-    "zstd": "sha256:ec693bc66257819c719d0b1a9e359dfcdfc9d2b541eb7caaf7af4a5f8f10bc38",
-    "gzip": "sha256:580886b5b0079e3c49787b3febc51edb6bbbbd40f32d955fcc0c44536452b650",
+    "zstd": "sha256:2266d6946f69a9e98ed76058aa8dfd482ad08067777f43e9c40589eb3885505b",
+    "gzip": "sha256:8134c56da85c2484855d396feeae5ad1df2c5cd62572b64e71fee98e88bbedd8",
 }
 
 
