@@ -12,6 +12,8 @@ import pytest
 import families
 import judge
 import lithify
+from lithify import runtime
+from lithify.assemble import contract
 from lithify.errors import InputError
 from lithify.platforms import LINUX_AMD64, host_platform
 from lithify.read.settings import Settings
@@ -265,3 +267,13 @@ def test_a_start_that_runs_nothing_is_refused(
         lithify.build(family, settings=settings)
     assert message in caught.value.message and "`one`" in caught.value.message and caught.value.hint
     assert open_store(settings.store).images() == {}
+
+
+def test_a_base_s_variables_stay_below_the_contract_s_and_its_path_behind() -> None:
+    base = {"CUDA_VERSION": "13.0", "LANG": "C", "PATH": "/usr/local/cuda/bin:/usr/bin"}
+    found = contract.image_environment("ml", base, {"EXTRA": "1"})
+    assert found["CUDA_VERSION"] == "13.0"
+    assert found["LANG"] == "C.UTF-8"
+    assert found["PATH"] == f"{runtime.PREFIX}/bin:{runtime.CONDA_DIR}/bin:/usr/local/cuda/bin:/usr/bin"
+    assert found["EXTRA"] == "1"
+    assert contract.image_environment("x", {}, {})["PATH"] == runtime.ENVIRONMENT["PATH"]

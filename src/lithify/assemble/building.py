@@ -274,6 +274,13 @@ class _Build:
             labels |= image.labels
         return {**labels, **self.labels}
 
+    def base_environment(self, platform: Platform) -> Mapping[str, str]:
+        """The variables of a base that is somebody's image."""
+        from lithify.assemble.system import base_image
+
+        base = self.family.base
+        return base_image(self.store, base, platform).environment if isinstance(base, LayoutBase) else {}
+
     def told_where(self, requirements: Sequence[Requirements]) -> _Build:
         from lithify.sources.pypi import indexes_of
 
@@ -327,7 +334,7 @@ class _Build:
         created = locks[-1].created
         facts = Facts(
             created=created,
-            environment=contract.image_environment(name, environment_variables),
+            environment=contract.image_environment(name, self.base_environment(platform), environment_variables),
             command=command or (NOTEBOOK_COMMAND if "jupyterlab" in names else DEFAULT_COMMAND),
             labels={
                 **self.image_labels(inputs.lineage),

@@ -132,9 +132,15 @@ def image_layer(image: str, files: Mapping[str, bytes], lock: bytes) -> Contents
     return _contents("image", members)
 
 
-def image_environment(image: str, added: Mapping[str, str]) -> dict[str, str]:
-    """The environment variables of an image's configuration; ``added`` are those of ``lithify.toml``."""
-    return {**runtime.ENVIRONMENT, "VIRTUAL_ENV": PREFIX, "PANGEO_ENV": image, **added}
+def image_environment(image: str, base: Mapping[str, str], added: Mapping[str, str]) -> dict[str, str]:
+    """The environment variables of an image's configuration.
+
+    The contract's, over those of a ``base`` that is somebody's image (whose PATH stays behind ours), under those that
+    ``lithify.toml`` has ``added``.
+    """
+    path = f"{PREFIX}/bin:{CONDA_DIR}/bin:{base.get('PATH', runtime.SYSTEM_PATH)}"
+    own = {"PATH": path, "VIRTUAL_ENV": PREFIX, "PANGEO_ENV": image}
+    return {**base, **runtime.ENVIRONMENT, **own, **added}
 
 
 def _check_start(image: str, start: bytes) -> None:
