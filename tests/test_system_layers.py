@@ -243,7 +243,7 @@ def test_nothing_of_the_build_is_left(layers: list[dict[str, tuple[tarfile.TarIn
         for path in layer:
             assert not path.startswith(("usr/share/man/", "var/log/dpkg", "var/cache/apt/", "tmp/", "dev/")), path
             assert path not in ("usr/sbin/policy-rc.d", "var/lib/dpkg/status-old", "etc/passwd-"), path
-            if path.startswith("usr/share/doc/") and not layer[path][0].isdir():
+            if path.startswith("usr/share/doc/") and layer[path][0].isreg():
                 # The script of base-files copies its own texts there.
                 assert path.endswith("/copyright") or path.startswith("usr/share/doc/base-files/"), path
     assert "usr/share/doc/libc6/copyright" in layers[0]
@@ -263,7 +263,7 @@ def test_the_layer_of_an_apt_level_holds_only_what_it_changes(
     assert "usr/bin/zip" in apt
 
 
-@pytest.mark.parametrize("platform", debs.PLATFORMS, ids=str)
+@pytest.mark.parametrize("platform", [LINUX_AMD64, pytest.param(LINUX_ARM64, marks=pytest.mark.slow)], ids=str)
 def test_root_and_somebody_else_make_the_same_bytes(
     built: Store, levels: Mapping[Platform, debs.Levels], tmp_path: Path, platform: Platform
 ) -> None:

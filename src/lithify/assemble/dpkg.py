@@ -140,7 +140,8 @@ def run(job: Job) -> None:
     if cross:
         cross.restore(upper, lower)
     _all_installed(upper / "var/lib/dpkg/status", job.debs, platform)
-    keep_cache = platform.architecture == "amd64"
+    # Another machine's ldconfig cannot read the libraries; and what one machine cannot make, none may have.
+    keep_cache = platform.architecture == "amd64" and cross is None
     if is_base:
         tree.merge(upper, lower)
         tree.clean(lower, loader_cache=keep_cache)
@@ -303,7 +304,7 @@ class _Cross:
             for name in [*files, *(n for n in subfolders if Path(folder, n).is_symlink())]:
                 path = str(Path(inside, name))
                 source = Path(folder, name)
-                special = named or self.host.triplet in name or path == "lib64"
+                special = named or self.host.triplet in name or path == "lib64" or name.startswith("ld-linux")
                 if special or (not source.is_symlink() and source.is_file() and _is_elf(source)):
                     self._link(source, path)
                     if named and not source.is_symlink() and tree.is_program(source):
@@ -381,7 +382,10 @@ class _Cross:
                     f"a package's script made the {self.host} program /{path} in the image for {self.platform}",
                     hint=f"build for {self.platform} on such a machine, or leave the package out",
                 )
+            mode = stat.S_IMODE(copy.stat().st_mode)
             copy.write_bytes(source.read_bytes())
+            # Writing takes the set-id bits away from a file, unless real root writes.
+            copy.chmod(mode)
         for path in sorted(hidden):
             source = real / path
             there = upper / path
