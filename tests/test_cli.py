@@ -217,4 +217,4 @@ def test_json_is_only_json(calls: list[Any], capsys: pytest.CaptureFixture[str])
 def test_a_store_that_cannot_be_made_is_told_as_such(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "file").touch()
     assert cli.run(["list", "--store", str(tmp_path / "file/store")]) == 5
-    assert f"the store {tmp_path / 'file/store'} cannot be made" in capsys.readouterr().err
+    assert f"the store {tmp_path / 'file/store'} cannot be written" in capsys.readouterr().err

@@ -316,10 +316,10 @@ def open_store(root: Path) -> Store:
         try:
             for folder in ("blobs/sha256", "locks", "tmp"):
                 (root / folder).mkdir(parents=True, exist_ok=True)
-        except (FileNotFoundError, FileExistsError, NotADirectoryError) as error:
+        except (FileNotFoundError, FileExistsError) as error:
             raise HostError(
-                f"the store {root} cannot be made: {error.filename}: {error.strerror}",
-                hint="choose another folder with --store or LITHIFY_STORE",
+                f"the store {root} cannot be written: {error}",
+                hint="choose another one with --store or LITHIFY_STORE",
             ) from error
         if not (root / "oci-layout").exists():
             store = Store(root)
