@@ -26,7 +26,8 @@ class C:
 
 @pytest.fixture(scope="module")
 def compiler() -> Iterator[Compiler]:
-    with compiling(Interpreter(Path("/"), sys.executable)) as running:
+    # The interpreter itself: a virtual environment below /tmp would not be seen in the sandbox.
+    with compiling(Interpreter(Path("/"), str(Path(sys.executable).resolve()))) as running:
         yield running
 
 
