@@ -206,7 +206,7 @@ def test_a_read_only_store_can_be_read_and_says_why_it_cannot_be_written(tmp_pat
 
 def test_a_folder_that_cannot_be_made_is_an_error_for_people(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(HostError, match="cannot be made"):
+    with pytest.raises(HostError, match="cannot be written"):
         open_store(tmp_path / "file" / "store")
 
 
