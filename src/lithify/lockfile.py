@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import hashlib
 import re
-import tomllib
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+
+import tomli
 
 from lithify.errors import InputError
 from lithify.platforms import PLATFORMS, Platform
@@ -133,8 +134,8 @@ def parse_lock(text: str, where: str = LOCK_FILE) -> Lock:
     """
     relock = "restore it from version control, or make it anew with `lithify lock`"
     try:
-        document = tomllib.loads(text)
-    except (tomllib.TOMLDecodeError, RecursionError) as error:
+        document = tomli.loads(text)
+    except (tomli.TOMLDecodeError, RecursionError) as error:
         raise InputError(f"{where}: not valid TOML: {error}", hint=relock) from error
     version = document.get("version")
     if version != VERSION:

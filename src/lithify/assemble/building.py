@@ -386,7 +386,16 @@ class _Build:
 
         with ThreadPoolExecutor(self.settings.jobs) as pool:
             made = dict(zip(missing, pool.map(join, missing), strict=True))
-        self.report(Event("assemble", "finish", "layers", f"{len(missing)} new layers", len(missing), len(missing)))
+        self.report(
+            Event(
+                "assemble",
+                "finish",
+                "layers",
+                f"{len(missing)} new layer{'' if len(missing) == 1 else 's'}",
+                len(missing),
+                len(missing),
+            )
+        )
         layers = [layer or made[number] for number, layer in enumerate(found)]
         return _Packages(tuple(zip(layer_keys, layers, strict=True)), tuple(made.values()), built)
 

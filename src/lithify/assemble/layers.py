@@ -167,25 +167,38 @@ def find_conflicts(fragments: Mapping[Package, Fragment]) -> None:
     Raises:
         LithifyError: naming the packages and the first paths.
     """
-    owners: dict[str, tuple[str, Package]] = {}
-    conflicts: dict[tuple[Package, Package], list[str]] = {}
-    for package in sorted(fragments):
-        for path, identity in fragments[package].paths.items():
-            other = owners.setdefault(path, (identity, package))
-            if other[0] != identity:
-                conflicts.setdefault((other[1], package), []).append(path)
+    identities: dict[str, str] = {}
+    repeated: set[str] = set()
+    for fragment in fragments.values():
+        repeated |= {
+            path for path in fragment.paths.keys() & identities.keys() if fragment.paths[path] != identities[path]
+        }
+        identities.update(fragment.paths)
     # One file where another package needs a folder is the same mistake.
-    for path in tar.parents(owners):
-        if path in owners:
-            below = next(other for other in owners if other.startswith(f"{path}/"))
-            conflicts.setdefault((owners[path][1], owners[below][1]), []).append(path)
-    if conflicts:
-        lines = []
-        for (one, two), paths in conflicts.items():
-            more = f" and {len(paths) - 1} more" if len(paths) > 1 else ""
-            lines.append(f"{one.name} {one.version} and {two.name} {two.version}: /{paths[0]}{more}")
-        raise LithifyError(
-            "two packages bring different files for one path",
-            details="\n".join(lines),
-            hint="leave one of them out, or choose versions that do not collide",
-        )
+    below = {path.rpartition("/")[0] for path in identities}
+    above = (below | set(tar.parents(below))) & identities.keys()
+    if not repeated and not above:
+        return
+    conflicts: dict[tuple[Package, Package], list[str]] = {}
+    for path in sorted(repeated | above):
+        owners = {
+            package: fragments[package].paths.get(path, "folder")
+            for package in sorted(fragments)
+            if path in fragments[package].paths or (path in above and _is_folder(path, fragments[package]))
+        }
+        first = next(iter(owners))
+        second = next((package for package, what in owners.items() if what != owners[first]), first)
+        conflicts.setdefault((first, second), []).append(path)
+    lines = []
+    for (one, two), paths in conflicts.items():
+        more = f" and {len(paths) - 1} more" if len(paths) > 1 else ""
+        lines.append(f"{one.name} {one.version} and {two.name} {two.version}: /{paths[0]}{more}")
+    raise LithifyError(
+        "two packages bring different files for one path",
+        details="\n".join(lines),
+        hint="leave one of them out, or choose versions that do not collide",
+    )
+
+
+def _is_folder(path: str, fragment: Fragment) -> bool:
+    return any(other.startswith(f"{path}/") for other in fragment.paths)

@@ -153,7 +153,16 @@ def make_fragments(
         _here(store, ordered, finished)
     else:
         _in_processes(store, ordered, min(jobs, len(ordered)), finished)
-    report(progress.Event("fragment", "finish", "install", f"{len(ordered)} packages", done=total, total=total))
+    report(
+        progress.Event(
+            "fragment",
+            "finish",
+            "install",
+            f"{len(ordered)} package{'' if len(ordered) == 1 else 's'}",
+            done=total,
+            total=total,
+        )
+    )
 
 
 def _here(store: Store, recipes: Iterable[Recipe], finished: Callable[[Recipe], None]) -> None:
