@@ -17,7 +17,10 @@ def test_a_new_family_is_one_that_can_be_read(tmp_path: Path) -> None:
 
     assert path == tmp_path / "my-images/lithify.toml"
     assert family.name == "my-images"
-    assert family.base == DebianBase("trixie", (), "3.13")
+    assert isinstance(family.base, DebianBase)
+    assert (family.base.suite, family.base.python) == ("trixie", "3.13")
+    # Without it no compiled wheel of C++ loads: not even a kernel starts.
+    assert "libstdc++6" in family.base.packages
     assert list(family.images) == ["notebook"]
     for name in ("requirements.txt", "apt.txt"):
         assert (family.images["notebook"].folder / name).read_text()
