@@ -187,7 +187,7 @@ class _Build:
         for number, (own, lock) in enumerate(zip(files, locks, strict=True)):
             parts[f"{number}/lock"] = lock
             parts |= {f"{number}/files/{path}": data for path, data in own.items()}
-        documented = fingerprint(documents(self.family, lineage))
+        documented = fingerprint(documents(self.family, lineage, requirements))
         return _Inputs(lineage, requirements, files, locks, documented, fingerprint(parts).partition(":")[2])
 
     def known(self, key: str) -> tuple[oci.Descriptor, tuple[PlatformResult, ...], str] | None:

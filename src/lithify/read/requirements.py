@@ -149,12 +149,15 @@ def read_requirements(image: Image) -> Requirements:
     )
 
 
-def documents(family: Family, lineage: Sequence[Image]) -> dict[str, bytes]:
+def documents(
+    family: Family, lineage: Sequence[Image], requirements: Sequence[Requirements] | None = None
+) -> dict[str, bytes]:
     """What the lock of the last image of ``lineage`` answers, by name.
 
     That is the requirement files of the lineage, the family's facts that matter, and the parent's lock: where it was
     made anew, its child is locked again too, or the two would not share their layers. Comments and blank lines do not
-    count, nor does where the family lies.
+    count, nor does where the family lies. ``requirements`` are those of the lineage's images, where the caller has read
+    them.
 
     Raises:
         InputError: for a requirement file that is wrong.
@@ -168,8 +171,8 @@ def documents(family: Family, lineage: Sequence[Image]) -> dict[str, bytes]:
         f"platform {platform}\n" for platform in sorted(family.platforms)
     )
     found = {"lithify.toml": facts.encode()}
-    for image in lineage:
-        for path, content in read_requirements(image).files.items():
+    for image, asked in zip(lineage, requirements or map(read_requirements, lineage), strict=True):
+        for path, content in asked.files.items():
             found[f"{image.name}: {Path(os.path.relpath(path, family.root)).as_posix()}"] = content
     if len(lineage) > 1 and (parent := _bytes(lock_path(lineage[-2]))) is not None:
         found[f"{lineage[-2].name}: {LOCK_FILE}"] = parent.replace(b"\r\n", b"\n")
