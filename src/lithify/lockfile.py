@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -21,8 +21,13 @@ from lithify.platforms import PLATFORMS, Platform
 
 LOCK_FILE = "lithify.lock"
 VERSION = 1
+# The environment that every image has, and that the contract is about.
+NOTEBOOK = "notebook"
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
+_MD5 = re.compile(r"[0-9a-f]{32}")
+_ENVIRONMENT = re.compile(r"[a-z0-9][a-z0-9_.-]{0,62}")
+_FOLDER = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_./-]*")
 _HEAD = """\
 # Made by `lithify lock`. Change the requirement files, not this one.
 """
@@ -32,8 +37,14 @@ _HEAD = """\
 class Package:
     """One exact artefact from one source, for one platform.
 
-    ``file`` is the artefact's name in its source: a wheel's file name, or a ``.deb``'s path below the archive's
-    root. ``size`` is in bytes. ``base`` marks what belongs to the base's own run, not to an ``apt.txt``.
+    ``file`` is the artefact's name in its source: a wheel's file name, a ``.deb``'s path below the archive's root, or
+    ``SUBDIR/NAME-VERSION-BUILD.conda``. ``size`` is in bytes, 0 where the source's index does not say. ``base`` marks
+    what belongs to the base's own run, not to an ``apt.txt``; ``environment`` is the one of the image's environments
+    that it is installed into.
+
+    What follows identifies nothing (a channel corrects it now and then, for the same artefact): the ``md5`` that other
+    tools' lock files want, a conda package's ``depends`` and ``constrains``, and where a Python interpreter looks for
+    packages (CEP 17's ``python_site_packages_path``) where it is not the usual place.
     """
 
     source: str
@@ -44,6 +55,16 @@ class Package:
     sha256: str
     size: int
     base: bool = False
+    environment: str = NOTEBOOK
+    md5: str = field(default="", compare=False)
+    depends: tuple[str, ...] = field(default=(), compare=False)
+    constrains: tuple[str, ...] = field(default=(), compare=False)
+    site_packages: str = field(default="", compare=False)
+
+    @property
+    def kind(self) -> str:
+        """The kind of its source: ``pypi``, ``debian``, ``conda``."""
+        return self.source.partition("/")[0].partition("-")[0]
 
 
 @dataclass(frozen=True)
@@ -95,10 +116,21 @@ def write_lock(lock: Lock) -> str:
             f"version = {_quote(package.version)}",
             f"file = {_quote(package.file)}",
             f"sha256 = {_quote(package.sha256)}",
-            f"size = {package.size}",
         ]
+        if package.size:
+            lines.append(f"size = {package.size}")
         if package.base:
             lines.append("base = true")
+        if package.environment != NOTEBOOK:
+            lines.append(f"environment = {_quote(package.environment)}")
+        if package.md5:
+            lines.append(f"md5 = {_quote(package.md5)}")
+        if package.site_packages:
+            lines.append(f"site-packages = {_quote(package.site_packages)}")
+        if package.depends:
+            lines.append(f"depends = {_quoted(package.depends)}")
+        if package.constrains:
+            lines.append(f"constrains = {_quoted(package.constrains)}")
     return "\n".join(lines) + "\n"
 
 
@@ -106,6 +138,10 @@ def _quote(text: str) -> str:
     """``text`` as a TOML basic string (https://toml.io/en/v1.0.0#string)."""
     escaped = text.replace("\\", "\\\\").replace('"', '\\"')
     return '"' + re.sub(r"[\x00-\x1f\x7f]", lambda match: f"\\u{ord(match[0]):04x}", escaped) + '"'
+
+
+def _quoted(texts: tuple[str, ...]) -> str:
+    return f"[{', '.join(map(_quote, texts))}]"
 
 
 def read_lock(path: Path) -> Lock:
@@ -157,9 +193,11 @@ def parse_lock(text: str, where: str = LOCK_FILE) -> Lock:
         raise InputError(f"{where}: no key {error}", hint=relock) from error
     except ValueError as error:
         raise InputError(f"{where}: {error}", hint=relock) from error
-    seen: set[tuple[str, str, Platform]] = set()
+    seen: set[tuple[str, str, Platform, str]] = set()
     for package in packages:
-        key = (package.source, package.name, package.platform)
+        # A conda environment holds a name once, whatever the channel.
+        source = package.kind if package.kind == "conda" else package.source
+        key = (source, package.name, package.platform, package.environment)
         if key in seen:
             raise InputError(f"{where}: {package.name} is locked twice for {package.platform}", hint=relock)
         seen.add(key)
@@ -176,7 +214,7 @@ def _package(entry: Any) -> Package:
         raise ValueError(f"unknown platform {entry['platform']!r}")
     if not _SHA256.fullmatch(entry["sha256"]):
         raise ValueError(f"{entry['name']}: `sha256` is {entry['sha256']!r}, not 64 hexadecimal digits")
-    size = entry["size"]
+    size = entry.get("size", 0)
     if not isinstance(size, int) or isinstance(size, bool) or size < 0:
         raise ValueError(f"{entry['name']}: `size` is {size!r}, not a number of bytes")
     file = entry["file"]
@@ -191,4 +229,23 @@ def _package(entry: Any) -> Package:
         sha256=entry["sha256"],
         size=size,
         base=entry.get("base", False) is True,
+        environment=_optional(entry, "environment", _ENVIRONMENT, NOTEBOOK),
+        md5=_optional(entry, "md5", _MD5),
+        depends=_texts(entry, "depends"),
+        constrains=_texts(entry, "constrains"),
+        site_packages=_optional(entry, "site-packages", _FOLDER),
     )
+
+
+def _optional(entry: Any, key: str, form: re.Pattern[str], default: str = "") -> str:
+    value = entry.get(key, default)
+    if value != default and (not isinstance(value, str) or not form.fullmatch(value) or ".." in value):
+        raise ValueError(f"{entry['name']}: `{key}` is {value!r}")
+    return str(value)
+
+
+def _texts(entry: Any, key: str) -> tuple[str, ...]:
+    value = entry.get(key, [])
+    if not isinstance(value, list) or not all(isinstance(text, str) for text in value):
+        raise ValueError(f"{entry['name']}: `{key}` is {value!r}, not a list of texts")
+    return tuple(value)

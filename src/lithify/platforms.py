@@ -13,7 +13,8 @@ class Platform:
     """An operating system and an architecture, by OCI's (Go's) names, and what others call them.
 
     ``debian`` is dpkg's architecture, ``triplet`` its multiarch folder, ``uv`` the value of uv's
-    ``--python-platform``, ``machine`` what ``uname -m`` prints and ``elf_machine`` the ELF header's ``e_machine``.
+    ``--python-platform``, ``machine`` what ``uname -m`` prints, ``elf_machine`` the ELF header's ``e_machine`` and
+    ``subdir`` the folder of a conda channel.
     """
 
     os: str
@@ -23,13 +24,16 @@ class Platform:
     machine: str
     uv: str
     elf_machine: int
+    subdir: str
 
     def __str__(self) -> str:
         return f"{self.os}/{self.architecture}"
 
 
-LINUX_AMD64 = Platform("linux", "amd64", "amd64", "x86_64-linux-gnu", "x86_64", "x86_64-manylinux_2_40", 62)
-LINUX_ARM64 = Platform("linux", "arm64", "arm64", "aarch64-linux-gnu", "aarch64", "aarch64-manylinux_2_40", 183)
+LINUX_AMD64 = Platform("linux", "amd64", "amd64", "x86_64-linux-gnu", "x86_64", "x86_64-manylinux_2_40", 62, "linux-64")
+LINUX_ARM64 = Platform(
+    "linux", "arm64", "arm64", "aarch64-linux-gnu", "aarch64", "aarch64-manylinux_2_40", 183, "linux-aarch64"
+)
 PLATFORMS = {str(p): p for p in (LINUX_AMD64, LINUX_ARM64)}
 
 

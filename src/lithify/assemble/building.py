@@ -536,6 +536,7 @@ def _own_files(requirements: Requirements) -> dict[str, bytes]:
         "start": requirements.start,
         "jupyter_notebook_config.py": requirements.jupyter_config,
         "dask_config.yml": requirements.dask_config,
+        "condarc.yml": requirements.condarc,
     }
     return {name: data for name, data in files.items() if data is not None}
 

@@ -12,9 +12,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
 from lithify import progress
 from lithify.errors import FetchError, HostError, LithifyError
@@ -69,10 +70,15 @@ def fragment_key(package: Package, target: Target, compression: Compression) -> 
         "artefact": package.sha256,
         # The file's name says what the artefact claims to be (a wheel's version and tags): installing checks it.
         "file": package.file,
-        "target": {**asdict(target), "platform": str(target.platform)},
+        "target": {**_told(target), "platform": str(target.platform)},
         "compression": compression.identity,
     }
     return hashlib.sha256(oci.canonical(document)).hexdigest()
+
+
+def _told(target: Target) -> dict[str, Any]:
+    """What a target says: fields at their defaults left out, so that a new one changes no key."""
+    return {field.name: value for field in fields(target) if (value := getattr(target, field.name)) != field.default}
 
 
 def fragment_path(store: Store, key: str) -> Path:

@@ -105,17 +105,24 @@ def _members(files: Iterable[File], target: Target, compiler: Compiler | None) -
     tag = f"cpython-{target.python.replace('.', '')}"
     given: dict[str, _Member] = {}
     compiled: dict[str, _Member] = {}
+    receipts: list[File] = []
     for file in files:
         if file.path in given:
             raise LithifyError(f"the package holds {file.path} twice")
+        if file.receipt is not None:
+            receipts.append(file)
         kind: tar.Kind = "symlink" if file.link else "file"
         given[file.path] = _Member(_entry(file.path, kind, file.mode, file.size, file.link, target), file)
         if file.compile and compiler is not None and is_compiled(file.path):
             with file.content() as stream:
                 source = stream.read()
-            if (pyc := compiler.compile(f"/{file.path}", source)) is not None:
-                path = cached_path(file.path, tag)
+            path = cached_path(file.path, tag)
+            if target.wants(path) and (pyc := compiler.compile(f"/{file.path}", source)) is not None:
                 compiled[path] = _Member(_entry(path, "file", 0o644, len(pyc), "", target), None, pyc)
+    for file in receipts:
+        assert file.receipt is not None
+        data = file.receipt({path: member.data for path, member in compiled.items()})
+        given[file.path] = _Member(_entry(file.path, "file", file.mode, len(data), "", target), None, data)
     # What a wheel ships in `__pycache__` was made for other modification times: ours replaces it.
     yield from ({**given, **compiled}).values()
 

@@ -9,13 +9,16 @@ from __future__ import annotations
 import difflib
 import re
 import tomllib
+from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from lithify.errors import InputError
+from lithify.lockfile import NOTEBOOK
 from lithify.platforms import PLATFORMS, Platform, parse_platform
+from lithify.runtime import CONDA_DIR, PREFIX
 
 FAMILY_FILE = "lithify.toml"
 MAXIMUM_LAYERS = 100
@@ -26,11 +29,14 @@ _DEBIAN_PACKAGE = re.compile(r"[a-z0-9][a-z0-9+.-]+(=[A-Za-z0-9.+~:-]+)?")
 
 @dataclass(frozen=True)
 class DebianBase:
-    """A base made from Debian's own packages, installed by dpkg in the sandbox."""
+    """A base made from Debian's own packages, installed by dpkg in the sandbox.
+
+    ``python`` is the minor version of its Python ("3.13"), nothing where the images bring their own.
+    """
 
     suite: str
     packages: tuple[str, ...]
-    python: str  # the minor version, "3.13"
+    python: str
 
 
 @dataclass(frozen=True)
@@ -46,8 +52,53 @@ Base = DebianBase | LayoutBase
 
 
 @dataclass(frozen=True)
+class Environment:
+    """A conda environment of an image: where it lies, and what its requirement file is called.
+
+    ``prefix`` is absolute; ``file`` lies in the image's configuration folder. ``kernel`` is the name under which
+    JupyterLab offers it, where it does.
+    """
+
+    name: str
+    prefix: str
+    file: str
+    kernel: str | None = None
+
+
+NOTEBOOK_ENVIRONMENT = Environment(NOTEBOOK, PREFIX, "environment.yml")
+
+
+@dataclass(frozen=True)
+class CondaRules:
+    """What a family says of conda: the ``[conda]`` table.
+
+    ``channels`` are those of images whose requirement files name none. ``require`` is asked for in the notebook
+    environment of every image. Packages named in ``link_scripts`` may run their link scripts, in the sandbox.
+    ``owners`` says which package's file stays where several bring one for the same path (below the prefix).
+    """
+
+    channels: tuple[str, ...] = ("conda-forge",)
+    require: tuple[str, ...] = ()
+    link_scripts: tuple[str, ...] = ()
+    owners: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class FileRules:
+    """What a family leaves out of its packages: the ``[files]`` table; see `lithify.sources.Target`."""
+
+    exclude: tuple[str, ...] = ()
+    keep: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class Image:
-    """One image of a family, as ``lithify.toml`` declares it."""
+    """One image of a family, as ``lithify.toml`` declares it.
+
+    ``environment`` are its variables. ``environments`` are its conda environments and its ancestors', the notebook's
+    first; none where the family has no ``[conda]``. ``virtual_packages`` are versions by name, by platform
+    (``linux/amd64``), with what holds for every platform under an empty name.
+    """
 
     name: str
     folder: Path
@@ -55,6 +106,8 @@ class Image:
     cmd: tuple[str, ...] | None = None
     environment: Mapping[str, str] = field(default_factory=dict)
     labels: Mapping[str, str] = field(default_factory=dict)
+    environments: tuple[Environment, ...] = ()
+    virtual_packages: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -68,6 +121,8 @@ class Family:
     images: Mapping[str, Image]
     source: str | None = None
     maximum_layers: int = MAXIMUM_LAYERS
+    conda: CondaRules | None = None
+    files: FileRules = FileRules()
 
     def lineage(self, name: str) -> tuple[Image, ...]:
         """The image and its ancestors, the eldest first.
@@ -208,7 +263,7 @@ class _Reader:
         return dict(value)
 
     def family(self, document: dict[str, Any]) -> Family:
-        document = self.table(document, "", ("family", "base", "images", "layers"))
+        document = self.table(document, "", ("family", "base", "images", "layers", "conda", "files"))
         family = self.table(document.get("family", {}), "family", ("name", "platforms", "source"))
         root = self.path.parent
         name = self.text(family, "name", "family", _default_name(root))
@@ -224,16 +279,32 @@ class _Reader:
                 "layers\0maximum",
                 hint="container engines refuse images of more than 127 layers",
             )
+        conda = self.conda(document["conda"]) if "conda" in document else None
+        files = self.table(document.get("files", {}), "files", ("exclude", "keep"))
         if "base" not in document:
             raise self.error("no [base]", hint='add a [base] table, such as `debian = "trixie"`')
         return Family(
             name=name,
             root=root,
             platforms=platforms,
-            base=self.base(document["base"]),
-            images=self.images(document.get("images", {})),
+            base=self.base(document["base"], conda is not None),
+            images=self.images(document.get("images", {}), conda is not None),
             source=self.text(family, "source", "family"),
             maximum_layers=maximum,
+            conda=conda,
+            files=FileRules(self.texts(files, "exclude", "files"), self.texts(files, "keep", "files")),
+        )
+
+    def conda(self, value: object) -> CondaRules:
+        table = self.table(value, "conda", ("channels", "require", "link-scripts", "owners"))
+        channels = self.texts(table, "channels", "conda") if "channels" in table else CondaRules.channels
+        if not channels:
+            raise self.error("`channels` names no channel", "conda\0channels", hint='leave it out for "conda-forge"')
+        return CondaRules(
+            channels=channels,
+            require=self.texts(table, "require", "conda"),
+            link_scripts=self.texts(table, "link-scripts", "conda"),
+            owners=self.mapping(table, "owners", "conda"),
         )
 
     def platforms(self, family: dict[str, Any]) -> tuple[Platform, ...]:
@@ -253,7 +324,7 @@ class _Reader:
                 )
         return tuple(parse_platform(name) for name in sorted(set(names)))
 
-    def base(self, value: object) -> Base:
+    def base(self, value: object, conda: bool) -> Base:
         table = self.table(value, "base", ("debian", "packages", "python", "oci-layout", "image"))
         python = self.text(table, "python", "base")
         if "debian" in table and ("oci-layout" in table or "image" in table):
@@ -268,6 +339,12 @@ class _Reader:
                     "base\0debian",
                     hint=_nearest(suite, known) or f"the suites known are {', '.join(known)}",
                 )
+            if conda and python is not None:
+                raise self.error(
+                    "`python` is Debian's, and the images of a family with [conda] bring their own",
+                    "base\0python",
+                    hint="leave `python` out, and ask for it in environment.yml",
+                )
             if python not in (None, known[suite]):
                 raise self.error(
                     f"Debian {suite} has Python {known[suite]}, not {python}",
@@ -278,22 +355,24 @@ class _Reader:
             for package in packages:
                 if not _DEBIAN_PACKAGE.fullmatch(package):
                     raise self.error(f"`{package}` is no Debian package's name", "base\0packages")
-            return DebianBase(suite, packages, known[suite])
+            return DebianBase(suite, packages, "" if conda else known[suite])
         if "oci-layout" in table or "image" in table:
-            if python is None:
+            if python is None and not conda:
                 raise self.error(
                     "the base is an image, and [base] does not say which Python it has",
                     "base",
                     hint='add `python = "3.13"`: /usr/bin/python3.13 must be in the base',
                 )
-            if not re.fullmatch(r"3\.\d{1,2}", python):
+            if conda:
+                python = ""
+            elif not re.fullmatch(r"3\.\d{1,2}", python or ""):
                 raise self.error(f"`python` must be a minor version such as 3.13, found {python!r}", "base\0python")
             layout = self.text(table, "oci-layout", "base")
             image = self.text(table, "image", "base")
-            return LayoutBase(self.path.parent / layout if layout else None, image or "", python)
+            return LayoutBase(self.path.parent / layout if layout else None, image or "", python or "")
         raise self.error("[base] names neither `debian` nor `oci-layout` nor `image`", "base")
 
-    def images(self, value: object) -> dict[str, Image]:
+    def images(self, value: object, conda: bool) -> dict[str, Image]:
         if not isinstance(value, dict) or not value:
             raise self.error("the family has no images", hint="add an [images.NAME] table")
         declared: dict[str, Image] = {}
@@ -305,7 +384,15 @@ class _Reader:
                     where,
                     hint=_NAME_HINT,
                 )
-            table = self.table(entry, where, ("folder", "extends", "cmd", "environment", "labels"))
+            known = ("folder", "extends", "cmd", "environment", "labels", "environments", "virtual-packages")
+            table = self.table(entry, where, known)
+            for key in ("environments", "virtual-packages"):
+                if key in table and not conda:
+                    raise self.error(
+                        f"`{key}` is for conda packages, and the family has none",
+                        f"{where}\0{key}",
+                        hint="add a [conda] table, which may be empty",
+                    )
             folder = self.path.parent / (self.text(table, "folder", where, name) or name)
             if not folder.is_dir():
                 key = f"{where}\0folder" if "folder" in table else where
@@ -317,8 +404,86 @@ class _Reader:
                 cmd=self.texts(table, "cmd", where) or None,
                 environment=self.mapping(table, "environment", where),
                 labels=self.mapping(table, "labels", where),
+                environments=self.environments(table, where) if conda else (),
+                virtual_packages=self.virtual_packages(table, where),
             )
-        return self.parents_first(declared)
+        images: dict[str, Image] = {}
+        for name, image in self.parents_first(declared).items():
+            images[name] = self.inherited(image, images[image.extends]) if image.extends else image
+        return images
+
+    def environments(self, image: dict[str, Any], where: str) -> tuple[Environment, ...]:
+        declared = image.get("environments", {})
+        where = f"{where}\0environments"
+        if not isinstance(declared, dict):
+            raise self.error(f"`environments` must be a table, found {declared!r}", where)
+        found = [NOTEBOOK_ENVIRONMENT]
+        for name, entry in declared.items():
+            here = f"{where}\0{name}"
+            if name == NOTEBOOK or not _is_image_name(name):
+                raise self.error(
+                    f"`{name}` cannot be the name of a further environment",
+                    here,
+                    hint="every image has the environment `notebook`" if name == NOTEBOOK else _NAME_HINT,
+                )
+            table = self.table(entry, here, ("prefix", "file", "kernel"))
+            default = CONDA_DIR if name == "base" else f"{CONDA_DIR}/envs/{name}"
+            prefix = self.text(table, "prefix", here, default)
+            assert prefix is not None
+            if not re.fullmatch(r"(/[A-Za-z0-9._-]*[A-Za-z0-9_-])+", prefix) or prefix == PREFIX:
+                raise self.error(
+                    f"`{prefix}` cannot be an environment's prefix",
+                    f"{here}\0prefix",
+                    hint=f"give an absolute path other than {PREFIX}, without spaces",
+                )
+            file = self.text(table, "file", here, f"environment-{name}.yml")
+            assert file is not None
+            if "/" in file:
+                raise self.error(f"`file` must be a file's name, found `{file}`", f"{here}\0file")
+            found.append(Environment(name, prefix, file, self.text(table, "kernel", here)))
+        return tuple(found)
+
+    def virtual_packages(self, image: dict[str, Any], where: str) -> dict[str, dict[str, str]]:
+        declared = image.get("virtual-packages", {})
+        where = f"{where}\0virtual-packages"
+        if not isinstance(declared, dict):
+            raise self.error(f"`virtual-packages` must be a table, found {declared!r}", where)
+        found: dict[str, dict[str, str]] = {}
+        for key, value in declared.items():
+            if isinstance(value, dict):
+                if key not in PLATFORMS:
+                    hint = _nearest(key, PLATFORMS) or f"the platforms that can be built are {', '.join(PLATFORMS)}"
+                    raise self.error(f"unknown platform `{key}`", f"{where}\0{key}", hint=hint)
+                table = value
+            else:
+                table, key = {key: value}, ""
+            for name, version in table.items():
+                if not re.fullmatch(r"__[a-z0-9_]+", name) or not isinstance(version, str):
+                    raise self.error(
+                        f"`{name} = {version!r}` is no virtual package",
+                        f"{where}\0{name}",
+                        hint='write it as `__cuda = "12.9"`',
+                    )
+                found.setdefault(key, {})[name] = version
+        return found
+
+    def inherited(self, image: Image, parent: Image) -> Image:
+        """The image with its parent's environments and virtual packages."""
+        environments = tuple(dict.fromkeys((*parent.environments, *image.environments)))
+        for key in ("name", "prefix"):
+            twice = [one for one, count in Counter(getattr(one, key) for one in environments).items() if count > 1]
+            if twice:
+                raise self.error(
+                    f"image `{image.name}` has two environments `{twice[0]}`, its own and that of its parent",
+                    f"images\0{image.name}\0environments",
+                    hint="what a child adds to its parent's environment stands in a requirement file of the same name",
+                )
+        platforms = parent.virtual_packages.keys() | image.virtual_packages.keys()
+        virtual = {
+            platform: {**parent.virtual_packages.get(platform, {}), **image.virtual_packages.get(platform, {})}
+            for platform in sorted(platforms)
+        }
+        return replace(image, environments=environments, virtual_packages=virtual)
 
     def parents_first(self, declared: dict[str, Image]) -> dict[str, Image]:
         ordered: dict[str, Image] = {}

@@ -22,6 +22,8 @@ from packaging.utils import canonicalize_name
 
 from lithify.errors import InputError
 from lithify.lockfile import LOCK_FILE
+from lithify.platforms import PLATFORMS, Platform
+from lithify.read.environment import EnvironmentFile, read_environment
 from lithify.read.family import DebianBase, Family, Image
 
 PYTHON_FILE = "requirements.txt"
@@ -75,7 +77,9 @@ class Requirements:
     """All that an image's folder asks for.
 
     ``files`` maps each requirement file's path to its logical lines, comments gone: what the lock's fingerprint is
-    made of. ``start``, ``jupyter_config`` and ``dask_config`` are copied into the image as they are.
+    made of. ``start``, ``jupyter_config``, ``dask_config`` and ``condarc`` are copied into the image as they are.
+    ``environments`` are the conda environments' files, by the environment's name and the platform; ``virtual_packages``
+    what ``virtual-packages.yml`` says, by conda's subdir and name, where there is one.
     """
 
     image: str
@@ -87,17 +91,18 @@ class Requirements:
     start: bytes | None = None
     jupyter_config: bytes | None = None
     dask_config: bytes | None = None
+    condarc: bytes | None = None
+    environments: Mapping[str, Mapping[Platform, EnvironmentFile]] = field(default_factory=dict)
+    virtual_packages: Mapping[str, Mapping[str, str]] | None = None
     files: Mapping[Path, bytes] = field(default_factory=dict)
 
 
 # Files of the contract that mean something which this version does not do: never skipped in silence.
-_UNSUPPORTED = {
-    "environment.yml": "conda packages are not supported yet",
-    "environment.yaml": "conda packages are not supported yet",
-    "conda-lock.yml": "conda packages are not supported yet",
-    "conda-linux-64.lock": "conda packages are not supported yet",
-    "postBuild": "postBuild is not supported yet, and would not be run",
-}
+_UNSUPPORTED = {"postBuild": "postBuild is not supported yet, and would not be run"}
+_CONDA_FILES = (
+    *("environment.yml", "environment.yaml", "conda-lock.yml", "conda-linux-64.lock", "conda-linux-aarch64.lock"),
+    "virtual-packages.yml",
+)
 
 
 def configuration_folder(image: Image) -> Path:
@@ -131,6 +136,13 @@ def read_requirements(image: Image) -> Requirements:
             raise InputError(
                 f"{folder / name}: {why}", hint=f"remove it, or state what it does in {PYTHON_FILE} or {APT_FILE}"
             )
+    if not image.environments:
+        for name in _CONDA_FILES:
+            if (folder / name).exists():
+                raise InputError(
+                    f"{folder / name} is about conda packages, and the family has none",
+                    hint="add a [conda] table to lithify.toml (an empty one will do), or remove the file",
+                )
     files: dict[Path, bytes] = {}
     reader = _PythonReader(files)
     if (folder / PYTHON_FILE).exists():
@@ -145,8 +157,26 @@ def read_requirements(image: Image) -> Requirements:
         start=_bytes(folder / "start"),
         jupyter_config=_bytes(folder / "jupyter_notebook_config.py"),
         dask_config=_bytes(folder / "dask_config.yml"),
+        condarc=_bytes(folder / "condarc.yml"),
+        environments=_read_environments(image, folder, files),
         files=files,
     )
+
+
+def _read_environments(
+    image: Image, folder: Path, files: dict[Path, bytes]
+) -> dict[str, dict[Platform, EnvironmentFile]]:
+    found: dict[str, dict[Platform, EnvironmentFile]] = {}
+    for environment in image.environments:
+        stem = environment.file.removesuffix(".yml")
+        there = [path for path in (folder / f"{stem}.yml", folder / f"{stem}.yaml") if path.exists()]
+        if len(there) == 2:
+            raise InputError(f"there are both {there[0]} and {there[1]}", hint="keep one of them: only one is read")
+        for path in there:
+            read = {platform: read_environment(path, platform) for platform in PLATFORMS.values()}
+            found[environment.name] = read
+            files[path] = b"\0".join(read[platform].document for platform in sorted(read))
+    return found
 
 
 def documents(

@@ -1,11 +1,14 @@
-"""Sources of packages. A new one (conda, part of no other module) implements the protocol below.
+"""Sources of packages. A new one implements the protocol below, and no stage after `resolve` knows of it.
 
 A source is named in the lock (``pypi``, ``debian/trixie``); where it is served from is configuration.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import fnmatch
+import functools
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Protocol
@@ -19,8 +22,13 @@ from lithify.progress import Report
 class Target:
     """What a package's files are made for: with the artefact's sha256, all that a fragment may depend on.
 
-    ``python`` is the interpreter's minor version ("3.13"); ``python_build`` identifies the exact interpreter
-    that compiles (Debian's version of it, say).
+    ``python`` is the interpreter's minor version ("3.13", or nothing where there is none); ``python_build`` identifies
+    the exact interpreter that compiles (Debian's version of it, say). ``site_packages`` is where that interpreter looks
+    for packages, below the prefix.
+
+    ``exclude`` and ``keep`` are the family's rules of what to leave out: shell patterns of paths below the prefix, in
+    which a ``*`` also matches ``/``; ``keep`` wins. ``without`` are exact paths, relative to the image's root, that
+    another package owns. ``address`` is what a conda package's own record may say of where it came from.
     """
 
     platform: Platform
@@ -29,6 +37,44 @@ class Target:
     gid: int
     python: str
     python_build: str
+    site_packages: str = ""
+    exclude: tuple[str, ...] = ()
+    keep: tuple[str, ...] = ()
+    without: tuple[str, ...] = ()
+    address: str = ""
+
+    @property
+    def packages_folder(self) -> str:
+        """Where Python packages are installed, relative to the image's root."""
+        return f"{self.prefix.strip('/')}/{self.site_packages or f'lib/python{self.python}/site-packages'}"
+
+    def wants(self, path: str) -> bool:
+        """Whether a path, relative to the image's root, is to be in the image."""
+        if not self.exclude and not self.without:
+            return True
+        return _wanted(self.prefix, self.exclude, self.keep, self.without)(path)
+
+
+@functools.lru_cache(maxsize=64)
+def _wanted(
+    prefix: str, exclude: tuple[str, ...], keep: tuple[str, ...], without: tuple[str, ...]
+) -> Callable[[str], bool]:
+    below = f"{prefix.strip('/')}/"
+    excluded, kept, owned = _either(exclude), _either(keep), frozenset(without)
+
+    def wanted(path: str) -> bool:
+        inside = path.removeprefix(below)
+        return path not in owned and (not excluded(inside) or kept(inside))
+
+    return wanted
+
+
+def _either(patterns: tuple[str, ...]) -> Callable[[str], bool]:
+    """Whether a path matches one of ``patterns``."""
+    if not patterns:
+        return lambda path: False
+    match = re.compile("|".join(fnmatch.translate(pattern) for pattern in patterns)).match
+    return lambda path: match(path) is not None
 
 
 @dataclass(frozen=True)
@@ -37,6 +83,9 @@ class File:
 
     ``size`` bytes come from ``content()``; ``compile`` says that a ``.pyc`` belongs beside it. ``sha256`` is the
     content's, in hexadecimal, where the source checks the content against it while it is read: it saves hashing twice.
+
+    A file with a ``receipt`` tells of the package's other files: its content is what that makes of the ``.pyc`` files
+    that were compiled, by path, and ``size`` and ``content`` count for nothing.
     """
 
     path: str
@@ -46,6 +95,7 @@ class File:
     link: str = ""
     compile: bool = False
     sha256: str | None = None
+    receipt: Callable[[Mapping[str, bytes]], bytes] | None = None
 
 
 class Content(Protocol):
@@ -70,6 +120,10 @@ class Source(Protocol):
 
 class FragmentSource(Source, Protocol):
     """A source whose packages become fragments: files at final places, no code run."""
+
+    def narrowed(self, package: Package, target: Target) -> Target:
+        """``target`` without what the files of ``package`` cannot depend on: the less, the more can be reused."""
+        ...
 
     def files(self, package: Package, artefact: Path, target: Target) -> Iterator[File]:
         """The files that installing ``package`` from ``artefact`` for ``target`` gives, in any order.

@@ -16,7 +16,7 @@ import tempfile
 import threading
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -91,6 +91,10 @@ class PypiSource:
                 hint="`lithify lock` chooses from what is served now",
             )
         return found
+
+    def narrowed(self, package: Package, target: Target) -> Target:
+        """A wheel's files depend on all of the target but what is said of conda channels."""
+        return replace(target, address="") if target.address else target
 
     def files(self, package: Package, artefact: Path, target: Target) -> Iterator[File]:
         """See `lithify.sources.wheel.wheel_files`."""

@@ -342,7 +342,7 @@ class _Wheel:
         record = self.record(dist_info)
         scripts = {script.name: script for script in self.scripts(dist_info)}
         prefix = target.prefix.strip("/")
-        packages = f"{prefix}/lib/python{target.python}/site-packages"
+        packages = target.packages_folder
         interpreter = f"/{prefix}/bin/python"
         data = dist_info.removesuffix(".dist-info") + ".data/"
         roots = {
@@ -375,20 +375,22 @@ class _Wheel:
         for member, announced in record.items():
             info = self.members[member]
             mode = 0o755 if info.external_attr >> 16 & 0o111 else 0o644
-            root, path = packages, member
+            root, path, scheme = packages, member, ""
             if member.startswith(data):
                 scheme, _, path = member.removeprefix(data).partition("/")
                 if scheme not in _SCHEMES or not path:
                     raise self.error(f"`{member}` belongs to no scheme; known are {', '.join(_SCHEMES)}")
                 root = roots[scheme]
-                if scheme == "scripts":
-                    if path in scripts:
-                        continue  # an entry point's script takes the place of one in the archive, as pip has it
-                    mode = 0o755
-                    if self.begins(info, b"#!python"):
-                        text = self.verified(info, announced)
-                        yield made(f"{root}/{path}", _shebang(interpreter) + text.partition(b"\n")[2], mode)
-                        continue
+            if not target.wants(f"{root}/{path}"):
+                continue
+            if scheme == "scripts":
+                if path in scripts:
+                    continue  # an entry point's script takes the place of one in the archive, as pip has it
+                mode = 0o755
+                if self.begins(info, b"#!python"):
+                    text = self.verified(info, announced)
+                    yield made(f"{root}/{path}", _shebang(interpreter) + text.partition(b"\n")[2], mode)
+                    continue
             if member == f"{dist_info}/INSTALLER" or (path.endswith(".pyc") and "/__pycache__/" in f"/{path}"):
                 # Ours replaces the one, and the target's own Python makes the other, after the fixed times.
                 continue
@@ -402,6 +404,8 @@ class _Wheel:
                 sha256=announced.digest.hex() if announced.algorithm == "sha256" else None,
             )
         for script in scripts.values():
+            if not target.wants(f"{prefix}/bin/{script.name}"):
+                continue
             yield made(f"{prefix}/bin/{script.name}", script.generate(interpreter, "posix")[1], 0o755)
         yield made(f"{packages}/{dist_info}/INSTALLER", INSTALLER, 0o644)
         own = f"{dist_info}/RECORD"
