@@ -284,5 +284,5 @@ def test_files_of_the_contract_are_read_as_they_are(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["postBuild", "environment.yml", "environment.yaml", "conda-lock.yml"])
 def test_files_that_would_be_skipped_are_an_error(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_text("")
-    with pytest.raises(InputError, match="not supported yet|the family has none"):
+    with pytest.raises(InputError, match=r"not supported yet|the family has none"):
         read_requirements(Image("image", tmp_path))
