@@ -198,7 +198,7 @@ def documents(
     else:
         about = f"image {base.image}\n"
     facts = f"python {base.python}\n{about}" + "".join(
-        f"platform {platform}\n" for platform in sorted(family.platforms)
+        f"platform {platform}\n" for platform in sorted(family.platforms_of(lineage[-1].name))
     )
     found = {"lithify.toml": facts.encode()}
     for image, asked in zip(lineage, requirements or map(read_requirements, lineage), strict=True):
