@@ -505,8 +505,8 @@ class _Build:
                     python_of(packages) is not None,
                 )
             )
-        notebook = records[0].activation
-        return dict(notebook), contract.conda_files(records, locks[-1].created, files)
+        notebook = next((dict(one.activation) for one in records if one.environment.name == NOTEBOOK), {})
+        return notebook, contract.conda_files(records, locks[-1].created, files)
 
     # -- layers of the system ------------------------------------------------------------------------------------
 

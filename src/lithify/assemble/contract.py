@@ -187,7 +187,7 @@ def conda_files(records: Sequence[EnvironmentRecord], created: datetime, files: 
         _file(f"{conda}/etc/dask.yml", files.get("dask_config.yml", _DASK)),
     ]
     moment = created.astimezone(UTC).strftime("%Y-%m-%d %H:%M:%S")
-    notebook = records[0].environment.prefix.lstrip("/")
+    notebook = PREFIX.lstrip("/")
     for record in records:
         environment = record.environment
         meta = f"{environment.prefix.lstrip('/')}/conda-meta"

@@ -16,6 +16,7 @@ from lithify.assemble.activation import activation_files
 from lithify.assemble.clobbering import linking_order, settle
 from lithify.assemble.layers import DamagedFragment, find_layer, join_fragments, layer_key
 from lithify.assemble.linking import LinkScript, check_allowed, link_scripts
+from lithify.errors import InputError
 from lithify.fragment.bytecode import Interpreter
 from lithify.fragment.fragment import Fragment, Recipe, find_fragment, fragment_key, make_fragments
 from lithify.lockfile import Package
@@ -104,6 +105,12 @@ class Laying:
         )
 
     def _target(self, package: Package) -> Target:
+        if package.environment not in self.targets or package.kind not in self.sources:
+            raise InputError(
+                f"the lock has {package.name} from {package.source} in the environment `{package.environment}`, which "
+                "the image does not have",
+                hint="`lithify lock` brings the lock up to date with lithify.toml",
+            )
         return self.sources[package.kind].narrowed(package, self.targets[package.environment])
 
     def _key(self, package: Package, target: Target) -> str:

@@ -24,7 +24,7 @@ FAMILY_FILE = "lithify.toml"
 MAXIMUM_LAYERS = 100
 _IMAGE_KEYS = (
     *("folder", "extends", "cmd", "environment", "labels", "platforms"),
-    *("environments", "virtual-packages"),
+    *("notebook", "environments", "virtual-packages"),
 )
 _NAME_HINT = "use at most 63 lower-case letters, digits, `-`, `_` and `.`, a letter or digit first"
 # Debian policy, section 5.6.1; a version may follow.
@@ -100,7 +100,8 @@ class Image:
     """One image of a family, as ``lithify.toml`` declares it.
 
     ``environment`` are its variables. ``platforms`` are those that it is made for. ``environments`` are its conda
-    environments and its ancestors', the notebook's first; none where the family has no ``[conda]``.
+    environments and its ancestors', the notebook's first if it has that (``notebook = false`` leaves it to its
+    children); none where the family has no ``[conda]``.
     ``virtual_packages`` are versions by name, by platform (``linux/amd64``), with what holds for every platform under
     an empty name.
     """
@@ -400,7 +401,7 @@ class _Reader:
                     hint=_NAME_HINT,
                 )
             table = self.table(entry, where, _IMAGE_KEYS)
-            for key in ("environments", "virtual-packages"):
+            for key in ("notebook", "environments", "virtual-packages"):
                 if key in table and not conda:
                     raise self.error(
                         f"`{key}` is for conda packages, and the family has none",
@@ -438,10 +439,13 @@ class _Reader:
 
     def environments(self, image: dict[str, Any], where: str) -> tuple[Environment, ...]:
         declared = image.get("environments", {})
-        where = f"{where}\0environments"
+        image_where, where = where, f"{where}\0environments"
         if not isinstance(declared, dict):
             raise self.error(f"`environments` must be a table, found {declared!r}", where)
-        found = [NOTEBOOK_ENVIRONMENT]
+        notebook = image.get("notebook", True)
+        if not isinstance(notebook, bool):
+            raise self.error(f"`notebook` must be true or false, found {notebook!r}", f"{image_where}\0notebook")
+        found = [NOTEBOOK_ENVIRONMENT] if notebook else []
         for name, entry in declared.items():
             here = f"{where}\0{name}"
             if name == NOTEBOOK or not _is_image_name(name):
@@ -502,7 +506,8 @@ class _Reader:
                     f"images\0{image.name}\0platforms",
                     hint=f"leave {platform} out, or have it among the parent's `platforms`",
                 )
-        environments = tuple(dict.fromkeys((*parent.environments, *image.environments)))
+        together = dict.fromkeys((*parent.environments, *image.environments))
+        environments = tuple(sorted(together, key=lambda one: one.name != NOTEBOOK))
         for key in ("name", "prefix"):
             twice = [one for one, count in Counter(getattr(one, key) for one in environments).items() if count > 1]
             if twice:
