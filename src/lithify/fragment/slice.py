@@ -14,7 +14,7 @@ from typing import BinaryIO
 from lithify import runtime
 from lithify.errors import LithifyError
 from lithify.fragment.bytecode import Compiler, cached_path, is_compiled
-from lithify.sources import File, Target
+from lithify.sources import File, Held, Target
 from lithify.store import tar
 from lithify.store.compression import CHUNK, Compression, compressor
 
@@ -34,6 +34,12 @@ class Slice:
     paths: dict[str, str]
 
 
+# Small pieces are gathered up to this many bytes: hashing and compressing cost by the call, too.
+_TOGETHER = 1 << 18
+
+_Pieces = Iterable[bytes | memoryview]
+
+
 @dataclass(frozen=True)
 class _Member:
     entry: tar.Entry
@@ -46,7 +52,7 @@ def write_slice(
 ) -> Slice:
     """Write ``files``, and the ``.pyc`` of those that want one, as a slice to ``output``.
 
-    Memory holds one chunk of content at a time, and a package's ``.pyc`` files.
+    Memory holds some chunks of content at a time, what the source holds, and a package's ``.pyc`` files.
 
     Raises:
         LithifyError: from a content that is not what its package promised.
@@ -63,28 +69,53 @@ def write_slice(
             size += len(data)
             output.write(data)
 
-    def put(data: bytes) -> None:
-        alone.update(data)
-        emit(frame.compress(data))
-
-    for member in members:
-        entry = member.entry
-        put(tar.header(entry))
-        known = member.file.sha256 if member.file else None
-        content, written = hashlib.sha256(), 0
-        for chunk in _content(member):
-            if known is None:
-                content.update(chunk)
-            put(chunk)
-            written += len(chunk)
-        if written != entry.size:
-            raise LithifyError(f"{entry.path}: {entry.size} bytes announced, {written} found")
-        if pad := tar.padding(written):
-            put(pad)
-        paths[entry.path] = _identity(entry, known or content.hexdigest())
+    for chunk in _gathered(_blocks(members, paths)):
+        alone.update(chunk)
+        emit(frame.compress(chunk))
     emit(frame.flush())
     alone.update(tar.END)
     return Slice(digest.hexdigest(), size, f"sha256:{alone.hexdigest()}", paths)
+
+
+def _blocks(members: Iterable[_Member], paths: dict[str, str]) -> Iterator[bytes | memoryview]:
+    """The blocks of ``members``; what each holds is put into ``paths``."""
+    for member in members:
+        entry = member.entry
+        yield tar.header(entry)
+        digest = member.file.sha256 if member.file else None
+        content, written = hashlib.sha256(), 0
+        for piece in _content(member):
+            if digest is None:
+                content.update(piece)
+            yield piece
+            written += len(piece)
+        if written != entry.size:
+            raise LithifyError(f"{entry.path}: {entry.size} bytes announced, {written} found")
+        if pad := -written % tar.BLOCK:
+            yield _ZEROS[:pad]
+        paths[entry.path] = _identity(entry, digest or content.hexdigest())
+
+
+_ZEROS = bytes(tar.BLOCK)
+
+
+def _gathered(pieces: _Pieces) -> Iterator[bytes | memoryview]:
+    """The same bytes in chunks, few and neither small nor large."""
+    waiting: list[bytes | memoryview] = []
+    held = 0
+    for piece in pieces:
+        if len(piece) >= _TOGETHER:
+            yield b"".join(waiting)
+            waiting, held = [], 0
+            with memoryview(piece) as view:
+                yield from (view[at : at + CHUNK] for at in range(0, len(view), CHUNK))
+        else:
+            waiting.append(piece)
+            held += len(piece)
+            if held >= _TOGETHER:
+                yield b"".join(waiting)
+                waiting, held = [], 0
+    yield b"".join(waiting)
 
 
 def _identity(entry: tar.Entry, content: str) -> str:
@@ -131,10 +162,17 @@ def _entry(path: str, kind: tar.Kind, mode: int, size: int, link: str, target: T
     return tar.Entry(path, kind, mode, target.uid, target.gid, 0 if link else size, link, runtime.MTIME)
 
 
-def _content(member: _Member) -> Iterator[bytes]:
+def _content(member: _Member) -> _Pieces:
     if member.file is None:
-        yield member.data
-    elif not member.file.link:
-        with member.file.content() as stream:
-            while chunk := stream.read(CHUNK):
-                yield chunk
+        return (member.data,)
+    if member.file.link:
+        return ()
+    if isinstance(member.file.content, Held):
+        return member.file.content.pieces
+    return _chunks(member.file)
+
+
+def _chunks(file: File) -> Iterator[bytes]:
+    with file.content() as stream:
+        while chunk := stream.read(CHUNK):
+            yield chunk

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import fnmatch
 import functools
+import io
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -104,6 +105,17 @@ class Content(Protocol):
     def __call__(self) -> BinaryIO:
         """A new stream of the bytes."""
         ...
+
+
+@dataclass(frozen=True)
+class Held:
+    """Content that is in memory, or in a mapped file, in pieces: whoever writes it need not copy it first."""
+
+    pieces: tuple[bytes | memoryview, ...]
+
+    def __call__(self) -> BinaryIO:
+        """A stream of a copy."""
+        return io.BytesIO(b"".join(self.pieces))
 
 
 class Source(Protocol):

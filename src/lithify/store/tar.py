@@ -8,6 +8,7 @@ story: see docs/decisions/030-reading-tar.md. The tests hold `tarfile` as the ju
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
@@ -83,18 +84,28 @@ def parents(paths: Iterable[str]) -> list[str]:
 
 
 def _ustar(path: bytes, mode: int, uid: int, gid: int, size: int, mtime: int, typeflag: bytes, link: bytes) -> bytes:
-    block = b"%-100b%07o\0%07o\0%07o\0%011o\0%011o\0        %b%bustar\x0000" % (
+    owned, dated, rest, common = _frame(mode, uid, gid, mtime, typeflag)
+    extent = b"%011o\0" % size
+    checksum = common + sum(path) + sum(extent) + sum(link)
+    return b"%b%b%b%b%06o\0 %b%b%b" % (
         path.ljust(100, b"\0"),
-        mode,
-        uid,
-        gid,
-        size,
-        mtime,
+        owned,
+        extent,
+        dated,
+        checksum,
         typeflag,
         link.ljust(100, b"\0"),
+        rest,
     )
-    block = block.ljust(BLOCK, b"\0")
-    return b"%b%06o\0 %b" % (block[:148], sum(block), block[156:])
+
+
+@functools.lru_cache(maxsize=256)
+def _frame(mode: int, uid: int, gid: int, mtime: int, typeflag: bytes) -> tuple[bytes, bytes, bytes, int]:
+    """What the headers of many members share, and its part of their checksums."""
+    owned, dated, rest = b"%07o\0%07o\0%07o\0" % (mode, uid, gid), b"%011o\0" % mtime, b"ustar\x0000"
+    rest = rest.ljust(BLOCK - 257, b"\0")
+    # The checksum's own field counts as eight spaces.
+    return owned, dated, rest, sum(owned) + sum(dated) + sum(rest) + sum(typeflag) + 8 * 32
 
 
 def _record(key: bytes, value: bytes) -> bytes:
@@ -145,6 +156,8 @@ class Member(NamedTuple):
 
 REGULAR = frozenset((b"0", b"\0", b"7"))
 HARDLINK, SYMLINK, DIRECTORY = b"1", b"2", b"5"
+_EXTENDED = frozenset((b"x", b"X", b"g", b"L", b"K"))
+_KNOWN = REGULAR | {HARDLINK, SYMLINK, DIRECTORY, b"3", b"4", b"6"}
 _MAX_EXTENDED = 1 << 20
 
 
@@ -158,43 +171,100 @@ def members(chunks: Iterable[bytes]) -> Iterator[tuple[Member, Iterator[memoryvi
         TarError: for anything else.
     """
     source = _Chunks(chunks)
-    shared: dict[bytes, bytes] = {}
-    own: dict[bytes, bytes] = {}
-    long_path = long_link = b""
+    extended = _Extended()
     while True:
         block = source.take(BLOCK, at_end=True)
         if not block or block == _ZEROS:
             break
         member = _parse_header(block)
-        if member.type in (b"x", b"X", b"g", b"L", b"K"):
-            if member.size > _MAX_EXTENDED:
-                raise TarError(f"an extended header of {member.size} bytes")
-            data = source.take(member.size)
+        if member.type in _EXTENDED:
+            data = source.take(_extended_size(member))
             source.skip(-member.size % BLOCK)
-            if member.type == b"L":
-                long_path = data.rstrip(b"\0")
-            elif member.type == b"K":
-                long_link = data.rstrip(b"\0")
-            elif member.type == b"g":
-                shared.update(_parse_records(data))
-            else:
-                own.update(_parse_records(data))
+            extended.add(member, data)
             continue
-        if long_path or long_link:
-            member = member._replace(path=long_path or member.path, link=long_link or member.link)
-        if shared or own:
-            member = _extend(member, {**shared, **own})
-        own, long_path, long_link = {}, b"", b""
-        if member.type not in REGULAR and member.type not in (HARDLINK, SYMLINK, DIRECTORY, b"3", b"4", b"6"):
-            raise TarError(f"a member of the unknown type {member.type!r}")
-        # As the standard library does: only a file's header is followed by content.
-        size = member.size if member.type in REGULAR else 0
+        member = extended.applied(member)
+        size = _content_size(member)
         content = source.pieces(size)
         yield member, content
         for _ in content:
             pass
         source.skip(-size % BLOCK)
     source.drain()
+
+
+def index(archive: memoryview) -> Iterator[tuple[Member, int]]:
+    """Every member of an archive that can be reached as a whole, and where in it its content begins, in bytes.
+
+    Reads what `members` reads. A member's content lies in the archive whole.
+
+    Raises:
+        TarError: for anything else.
+    """
+    extended, at, end = _Extended(), 0, len(archive)
+    while at < end:
+        block = bytes(archive[at : at + BLOCK])
+        if block == _ZEROS:
+            break
+        if len(block) < BLOCK:
+            raise TarError("the archive ends in the middle of a member")
+        member = _parse_header(block)
+        at += BLOCK
+        if member.type in _EXTENDED:
+            size = _extended_size(member)
+            if at + size > end:
+                raise TarError("the archive ends in the middle of a member")
+            extended.add(member, bytes(archive[at : at + size]))
+            at += size + -size % BLOCK
+            continue
+        member = extended.applied(member)
+        size = _content_size(member)
+        if at + size > end:
+            raise TarError("the archive ends in the middle of a member")
+        yield member, at
+        at += size + -size % BLOCK
+
+
+class _Extended:
+    """What extended headers say of the members that follow them."""
+
+    def __init__(self) -> None:
+        self.shared: dict[bytes, bytes] = {}
+        self.own: dict[bytes, bytes] = {}
+        self.path = self.link = b""
+
+    def add(self, member: Member, data: bytes) -> None:
+        """Take in the extended header ``member``, whose content is ``data``."""
+        if member.type == b"L":
+            self.path = data.rstrip(b"\0")
+        elif member.type == b"K":
+            self.link = data.rstrip(b"\0")
+        elif member.type == b"g":
+            self.shared.update(_parse_records(data))
+        else:
+            self.own.update(_parse_records(data))
+
+    def applied(self, member: Member) -> Member:
+        """What ``member`` really is."""
+        if self.path or self.link:
+            member = member._replace(path=self.path or member.path, link=self.link or member.link)
+        if self.shared or self.own:
+            member = _extend(member, {**self.shared, **self.own})
+        if self.path or self.link or self.own:
+            self.own, self.path, self.link = {}, b"", b""
+        if member.type not in _KNOWN:
+            raise TarError(f"a member of the unknown type {member.type!r}")
+        return member
+
+
+def _extended_size(member: Member) -> int:
+    if member.size > _MAX_EXTENDED:
+        raise TarError(f"an extended header of {member.size} bytes")
+    return member.size
+
+
+def _content_size(member: Member) -> int:
+    # As the standard library does: only a file's header is followed by content.
+    return member.size if member.type in REGULAR else 0
 
 
 _ZEROS = b"\0" * BLOCK
