@@ -1,0 +1,1 @@
+"""conda as a source: channels, solving, and packages' files at their places."""
