@@ -179,7 +179,7 @@ class _Build:
                 for image, data in zip(inputs.lineage, inputs.locks, strict=True)
             )
             self.check_fingerprint(name, inputs, locks[-1].fingerprint, locked)
-            results, index = self.told_where(inputs.requirements).make(inputs, locks, platforms)
+            results, index = self.told_where(inputs).make(inputs, locks, platforms)
             self.remember(inputs.key, index, results, locks[-1].fingerprint)
         else:
             index, results, locked_fingerprint = known
@@ -329,15 +329,19 @@ class _Build:
         base = self.family.base
         return base_image(self.store, base, platform).environment if isinstance(base, LayoutBase) else {}
 
-    def told_where(self, requirements: Sequence[Requirements]) -> _Build:
+    def told_where(self, inputs: _Inputs) -> _Build:
         from lithify.sources.pypi import indexes_of
 
-        told = replace(self, indexes=indexes_of(requirements))
-        if self.family.conda is None:
+        told = replace(self, indexes=indexes_of(inputs.requirements))
+        family, image = self.family, inputs.lineage[-1]
+        if family.conda is None:
             return told
-        from lithify.sources.conda.source import conda_source
+        from lithify.sources.conda.resolve import channels_of
+        from lithify.sources.conda.source import CondaSource
 
-        return replace(told, channels=conda_source(self.settings, self.family.conda, requirements))
+        platforms = family.platforms_of(image.name)
+        channels = channels_of(family.conda, image, inputs.requirements, platforms, family.root)
+        return replace(told, channels=CondaSource(self.settings, channels))
 
     # -- a changed one ---------------------------------------------------------------------------------------
 
