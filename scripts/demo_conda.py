@@ -22,7 +22,6 @@ from lithify.cli.commands import Options
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 import channel_server
 import conda_channel
-
 import conda_families
 
 IMAGE = "base-notebook"

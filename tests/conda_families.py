@@ -41,15 +41,22 @@ cmd = ["jupyter", "lab", "--ip=0.0.0.0", "--port=8888", "--no-browser"]
 
 
 def write_pangeo(
-    root: Path, platforms: Sequence[str] = ("linux/amd64",), more: Mapping[str, str] | None = None
+    root: Path,
+    *,
+    platforms: Sequence[str] = ("linux/amd64",),
+    notebook: Iterable[str] = (f"python={HOST_PYTHON}", "pip"),
+    more: Mapping[str, str] | None = None,
 ) -> Path:
-    """Pangeo's base-image and base-notebook, for a channel with conda and JupyterLab; ``more`` are files by path."""
+    """Pangeo's base-image and base-notebook, for a channel with conda and JupyterLab.
+
+    ``notebook`` is what base-notebook asks for beside ``pangeo-notebook``; ``more`` are files by path.
+    """
     write(
         root,
         {
             "lithify.toml": _PANGEO.format(platforms=", ".join(f'"{platform}"' for platform in platforms)),
             "base-image/environment-base.yml": environment(["python", "conda"], name="base"),
-            "base-notebook/environment.yml": environment([f"python={HOST_PYTHON}", "pip"]),
+            "base-notebook/environment.yml": environment(notebook),
             **(more or {}),
         },
     )

@@ -8,10 +8,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-import channel_server
-import conda_channel
 import pytest
 
+import channel_server
+import conda_channel
 import conda_families
 import lithify
 from conda_families import served_from
