@@ -193,20 +193,21 @@ def _made(path: Path, make: Callable[[Path], None]) -> Path:
                     made = Path(new) / path.name
                     make(made)
                     made.rename(path)
+    os.utime(path)
     return path
 
 
 def _channels(name: str, key: str, make: Callable[[Path], None]) -> Path:
     path = _made(cache_folder() / "channels" / f"{name}-{key[:16]}", make)
-    os.utime(path)
-    _forget_old(path.parent)
+    for kind in ("channels", "packages"):
+        _forget_old(cache_folder() / kind)
     return path
 
 
 def _forget_old(folder: Path, days: int = 14) -> None:
     """Remove what nobody has used for long: the code that makes channels changes, and so do their names."""
     oldest = time.time() - days * 86400
-    for path in folder.iterdir():
+    for path in folder.iterdir() if folder.is_dir() else ():
         with contextlib.suppress(OSError):
             if path.stat().st_mtime < oldest:
                 shutil.rmtree(path)
