@@ -360,14 +360,19 @@ def _wheel_channels(name: str, requirements: Sequence[str], subdirs: Sequence[st
     def make(channels: Path) -> None:
         copied(small(), channels)
         channel = channels / CHANNEL
+        chosen_names = {conda_name(one.name) for many in locked.values() for one in many}
+        for path in [path for subdir in (NOARCH, *subdirs) for path in (channel / subdir).glob("*.conda")]:
+            # One build of each: `small` has some of them, too.
+            if path.name.rsplit("-", 2)[0] in chosen_names & set(map(conda_name, INSTALLED)):
+                path.unlink()
         wheels = fetch([carrier, *(one for many in locked.values() for one in many)])
         for target, chosen in locked.items():
             made = _wheel_packages({one: wheels[one] for one in chosen}, asked, target)
             for package in [*made, _kept_conda(carrier, wheels[carrier], target)]:
                 place = channel / package.parent.name / package.name
                 place.parent.mkdir(parents=True, exist_ok=True)
-                place.unlink(missing_ok=True)
-                os.link(package, place)
+                if not place.exists():
+                    os.link(package, place)
         for meta in _metapackages(locked[targets[0]]):
             meta.write(channel)
         index(channel)

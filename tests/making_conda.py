@@ -2,8 +2,8 @@
 
 Nothing in them floats: the same package gives the same bytes.
 
-- https://conda.org/learn/specifications/package-formats/ (CEP 35)
-- https://conda.org/learn/ceps/cep-0034/ (what is in ``info/``)
+- https://conda.org/learn/ceps/cep-0034/ (what is in a package)
+- https://conda.org/learn/ceps/cep-0035/ (the containers)
 """
 
 from __future__ import annotations
