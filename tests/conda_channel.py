@@ -21,6 +21,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 import tomllib
 import urllib.parse
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -97,6 +98,7 @@ _PANGEO_NOTEBOOK = (
     "jupyterhub-singleuser",
     "jupyterlab",
     "nbgitpuller",
+    "pangeo-dask",
 )
 _PANGEO_VERSION = "2026.01.21"
 
@@ -191,11 +193,24 @@ def _made(path: Path, make: Callable[[Path], None]) -> Path:
                     made = Path(new) / path.name
                     make(made)
                     made.rename(path)
+    os.utime(path)
     return path
 
 
 def _channels(name: str, key: str, make: Callable[[Path], None]) -> Path:
-    return _made(cache_folder() / "channels" / f"{name}-{key[:16]}", make)
+    path = _made(cache_folder() / "channels" / f"{name}-{key[:16]}", make)
+    for kind in ("channels", "packages"):
+        _forget_old(cache_folder() / kind)
+    return path
+
+
+def _forget_old(folder: Path, days: int = 14) -> None:
+    """Remove what nobody has used for long: the code that makes channels changes, and so do their names."""
+    oldest = time.time() - days * 86400
+    for path in folder.iterdir() if folder.is_dir() else ():
+        with contextlib.suppress(OSError):
+            if path.stat().st_mtime < oldest:
+                shutil.rmtree(path)
 
 
 def _digest(*parts: object) -> str:
@@ -203,18 +218,22 @@ def _digest(*parts: object) -> str:
 
 
 @functools.cache
-def _makers() -> str:
-    """A digest of the code that makes packages, and of the Python that is one."""
+def _code(*modules: str) -> str:
+    """A digest of the code that makes something."""
     here = Path(__file__).parent
-    modules = ("making_conda", "conda_wheels", "conda_python", "conda_special", "conda_itself", "conda_channel")
-    program = Path(sys._base_executable).resolve().stat()  # type: ignore[attr-defined]
-    code = [hashlib.sha256((here / f"{module}.py").read_bytes()).hexdigest() for module in modules]
-    return _digest(code, sys.version, sys.base_prefix, program.st_size, program.st_mtime_ns, HOST_SUBDIR)
+    return _digest([hashlib.sha256((here / f"{module}.py").read_bytes()).hexdigest() for module in modules])
+
+
+def _packages_code() -> str:
+    return _code("making_conda", "conda_wheels", "conda_itself")
 
 
 def _small_key() -> str:
+    program = Path(sys._base_executable).resolve().stat()  # type: ignore[attr-defined]
+    python = (sys.version, sys.base_prefix, program.st_size, program.st_mtime_ns, HOST_SUBDIR)
     versions = {name: found.version if (found := installed(name)) else None for name in INSTALLED}
-    return _digest(_makers(), versions, compiler())
+    code = _code("making_conda", "conda_wheels", "conda_python", "conda_special", "conda_channel")
+    return _digest(code, python, versions, compiler())
 
 
 # -- small ---------------------------------------------------------------------------------------------------------
@@ -341,14 +360,19 @@ def _wheel_channels(name: str, requirements: Sequence[str], subdirs: Sequence[st
     def make(channels: Path) -> None:
         copied(small(), channels)
         channel = channels / CHANNEL
+        chosen_names = {conda_name(one.name) for many in locked.values() for one in many}
+        for path in [path for subdir in (NOARCH, *subdirs) for path in (channel / subdir).glob("*.conda")]:
+            # One build of each: `small` has some of them, too.
+            if path.name.rsplit("-", 2)[0] in chosen_names & set(map(conda_name, INSTALLED)):
+                path.unlink()
         wheels = fetch([carrier, *(one for many in locked.values() for one in many)])
         for target, chosen in locked.items():
             made = _wheel_packages({one: wheels[one] for one in chosen}, asked, target)
             for package in [*made, _kept_conda(carrier, wheels[carrier], target)]:
                 place = channel / package.parent.name / package.name
                 place.parent.mkdir(parents=True, exist_ok=True)
-                place.unlink(missing_ok=True)
-                os.link(package, place)
+                if not place.exists():
+                    os.link(package, place)
         for meta in _metapackages(locked[targets[0]]):
             meta.write(channel)
         index(channel)
@@ -371,7 +395,7 @@ def _wheel_packages(wheels: Mapping[Locked, Path], asked: Sequence[str], target:
         def make(path: Path) -> None:
             wheel_package(read_wheel(wheels[wheel]), target, requirements=wanted).write(path)
 
-        key = _digest(_makers(), wheel.sha256, dataclasses.astuple(target), [str(each) for each in wanted])
+        key = _digest(_packages_code(), wheel.sha256, dataclasses.astuple(target), [str(each) for each in wanted])
         (made,) = _made(cache_folder() / "packages" / key[:24], make).glob("*/*")
         return made
 
@@ -383,7 +407,7 @@ def _kept_conda(carrier: Locked, wheel: Path, target: Target) -> Path:
     def make(path: Path) -> None:
         conda_itself.conda_package(read_wheel(wheel), target).write(path)
 
-    key = _digest(_makers(), carrier.sha256, dataclasses.astuple(target))
+    key = _digest(_packages_code(), carrier.sha256, dataclasses.astuple(target))
     (made,) = _made(cache_folder() / "packages" / key[:24], make).glob("*/*")
     return made
 

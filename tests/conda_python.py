@@ -151,7 +151,9 @@ def _interpreter(target: Target) -> tuple[dict[str, Member], set[Path]]:
             files[f"{inside}/{relative}"] = _with_placeholder(relative, data)
         program = Path(sys._base_executable).resolve()  # type: ignore[attr-defined]
         needed |= needed_libraries(program)
-        files[f"bin/python{minor}"] = File(patch.relocated(program.read_bytes(), f"bin/python{minor}"), 0o755)
+        # `site` is frozen into the program; the folders that only Debian's looks in are not there then.
+        code = program.read_bytes().replace(b"dist-packages", b"site-packages")
+        files[f"bin/python{minor}"] = File(patch.relocated(code, f"bin/python{minor}"), 0o755)
         for library in [path for path in needed if path.name.startswith("libpython")]:
             needed.remove(library)
             data = library.resolve().read_bytes()
@@ -163,9 +165,9 @@ def _interpreter(target: Target) -> tuple[dict[str, Member], set[Path]]:
     headers = Path(sysconfig.get_path("include"))
     for path in _files(headers):
         files[f"include/python{minor}/{path.relative_to(headers)}"] = File(path.read_bytes())
-    for module, code in compiled(sources).items():
+    for module, bytecode in compiled(sources).items():
         folder, _, name = module.removesuffix(".py").rpartition("/")
-        files[f"{folder}/__pycache__/{name}.{sys.implementation.cache_tag}.pyc"] = File(code)
+        files[f"{folder}/__pycache__/{name}.{sys.implementation.cache_tag}.pyc"] = File(bytecode)
     return files, needed
 
 

@@ -2,8 +2,8 @@
 
 Nothing in them floats: the same package gives the same bytes.
 
-- https://conda.org/learn/specifications/package-formats/ (CEP 35)
-- https://conda.org/learn/ceps/cep-0034/ (what is in ``info/``)
+- https://conda.org/learn/ceps/cep-0034/ (what is in a package)
+- https://conda.org/learn/ceps/cep-0035/ (the containers)
 """
 
 from __future__ import annotations
@@ -284,9 +284,24 @@ def zipped(parts: Mapping[str, bytes], compression: int = zipfile.ZIP_STORED) ->
     with zipfile.ZipFile(file, "w") as archive:
         for name, data in parts.items():
             member = zipfile.ZipInfo(name, (2020, 1, 1, 0, 0, 0))
-            member.compress_type = compression
-            archive.writestr(member, data)
+            archive.writestr(member, data, compression, compresslevel=1)
     return file.getvalue()
+
+
+def unpacked(archive: bytes) -> dict[str, bytes]:
+    """The regular files in a package of either container, ``info/`` too."""
+    files: dict[str, bytes] = {}
+    if archive.startswith(b"BZh"):
+        tars = [bz2.decompress(archive)]
+    else:
+        with zipfile.ZipFile(io.BytesIO(archive)) as parts:
+            tars = [zstd.decompress(parts.read(name)) for name in parts.namelist() if name.endswith(".tar.zst")]
+    for data in tars:
+        with tarfile.open(fileobj=io.BytesIO(data)) as tar:
+            for member in tar:
+                if member.isfile() and (file := tar.extractfile(member)) is not None:
+                    files[member.name] = file.read()
+    return files
 
 
 # -- packages that lie ---------------------------------------------------------------------------------------------
@@ -350,8 +365,12 @@ def zstd_bomb(size: int) -> Lies:
     """The ``pkg`` part unpacks to a file ``bomb`` of ``size`` zeros that nothing lists."""
     header = tarfile.TarInfo("bomb")
     header.size = size
-    frames = zstd.compress(header.tobuf(tarfile.GNU_FORMAT)) + zeros(size) + zstd.compress(bytes(1024))
-    return Lies(parts=lambda parts: {name: frames if name.startswith("pkg-") else data for name, data in parts.items()})
+
+    def parts(honest: dict[str, bytes]) -> dict[str, bytes]:
+        frames = zstd.compress(header.tobuf(tarfile.GNU_FORMAT)) + zeros(size) + zstd.compress(bytes(1024))
+        return {name: frames if name.startswith("pkg-") else data for name, data in honest.items()}
+
+    return Lies(parts=parts)
 
 
 def zip_bomb(size: int) -> Lies:
