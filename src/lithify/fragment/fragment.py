@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -63,7 +63,7 @@ class Recipe:
 
 def fragment_key(package: Package, target: Target, compression: Compression) -> str:
     """What a fragment depends on, as a digest."""
-    document = {
+    document: dict[str, Any] = {
         "format": FORMAT,
         "bytecode": bytecode.RULES,
         "source": package.source,
@@ -73,6 +73,10 @@ def fragment_key(package: Package, target: Target, compression: Compression) -> 
         "target": {**_told(target), "platform": str(target.platform)},
         "compression": compression.identity,
     }
+    # What a conda package's own record repeats of the lock. No part of other packages' keys.
+    record = {"md5": package.md5, "depends": package.depends, "constrains": package.constrains}
+    if any(record.values()):
+        document["record"] = record
     return hashlib.sha256(oci.canonical(document)).hexdigest()
 
 
@@ -128,7 +132,7 @@ def make_fragment(store: Store, recipe: Recipe, compiler: Compiler | None) -> Fr
         if package.name not in error.message:
             error.message = f"{package.name} {package.version}: {error.message}"
         raise
-    record = {**asdict(done), "package": package.name}
+    record = {**vars(done), "package": package.name}
     with store.writing(path.with_suffix(".json"), durable=False) as output:
         output.write(checked(record))
     return Fragment(key, path, done.sha256, done.size, done.alone, done.paths)

@@ -82,10 +82,11 @@ def _blocks(members: Iterable[_Member], paths: dict[str, str]) -> Iterator[bytes
     for member in members:
         entry = member.entry
         yield tar.header(entry)
-        digest = member.file.sha256 if member.file else None
-        content, written = hashlib.sha256(), 0
+        known = (member.file.sha256 or "") if member.file else ""
+        content = None if known else hashlib.sha256()
+        written = 0
         for piece in _content(member):
-            if digest is None:
+            if content is not None:
                 content.update(piece)
             yield piece
             written += len(piece)
@@ -93,7 +94,7 @@ def _blocks(members: Iterable[_Member], paths: dict[str, str]) -> Iterator[bytes
             raise LithifyError(f"{entry.path}: {entry.size} bytes announced, {written} found")
         if pad := -written % tar.BLOCK:
             yield _ZEROS[:pad]
-        paths[entry.path] = _identity(entry, digest or content.hexdigest())
+        paths[entry.path] = _identity(entry, known if content is None else content.hexdigest())
 
 
 _ZEROS = bytes(tar.BLOCK)

@@ -353,6 +353,7 @@ def _parse_header(block: bytes) -> Member:
     )
 
 
+@functools.lru_cache(maxsize=4096)  # owners, modes and times repeat
 def _number(field: bytes) -> int:
     """A number of a header: octal digits, or GNU's base 256."""
     if field[0] in (0x80, 0xFF):

@@ -35,6 +35,7 @@ from lithify.sources.conda.archive import (
 )
 from lithify.sources.conda.prefix import PrefixTooLongError, replace_binary, replace_text
 from lithify.sources.conda.record import Laid
+from lithify.store import tar
 
 Mode = Literal["", "text", "binary"]
 # rattler's mode of the scripts it makes; it leaves all others as the package has them.
@@ -196,8 +197,6 @@ def listed(info: Mapping[str, bytes], label: str) -> list[Listed]:
         raise refused(label, "has neither info/paths.json nor info/files")
     seen: set[str] = set()
     for one in found:
-        if not is_plain(one.path):
-            raise refused(label, f"lists {one.path[:200]!r}, which is no plain path below the prefix")
         if one.path in seen:
             raise refused(label, f"lists `{one.path}` twice")
         seen.add(one.path)
@@ -313,8 +312,9 @@ def matched(files: list[Listed], members: Mapping[str, Member], label: str) -> l
         if one.kind == "folder":
             continue
         member = members.get(one.path)
-        if member is None:
-            raise refused(label, f"lists `{one.path}`, which is not there")
+        if member is None:  # What is there has a plain name.
+            what = "which is not there" if is_plain(one.path) else "which is no plain path below the prefix"
+            raise refused(label, f"lists {one.path[:300]!r}, {what}")
         kind: Literal["file", "link"] = "link" if member.link else "file"
         if one.kind not in ("", kind):
             raise refused(label, f"`{one.path}` is no {one.kind}, as it is said to be")
@@ -360,14 +360,12 @@ def _places(
         if path in taken:
             raise refused(label, f"two of its files are to become `{path}`")
         taken.add(path)
-        if path.startswith("conda-meta/") and path.endswith(".json") and path.count("/") == 1:
+        if path.startswith("conda-meta/") and path.endswith(".json"):
             raise refused(label, f"`{path}` would pass for the record of an installed package")
     taken.add(record_path)
-    for folder in {posixpath.dirname(path) for path in taken}:
-        while folder:
-            if folder in taken:
-                raise refused(label, f"`{folder}` is to become a file and a folder")
-            folder = posixpath.dirname(folder)
+    clash = next((folder for folder in tar.parents(taken) if folder in taken), None)
+    if clash is not None:
+        raise refused(label, f"`{clash}` is to become a file and a folder")
     wanted = {}
     for path, place in there.items():
         # What a package ships in `__pycache__` was made for other times, where it was made for this Python at all.
