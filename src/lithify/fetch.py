@@ -540,8 +540,10 @@ def _check_status(response: httpx.Response, url: str, content: _Content, what: s
     elif status in (401, 403, 407):
         hint = "credentials belong in ~/.netrc, or in the address of the source in the settings"
         if what.rpartition(" of ")[2].startswith("conda/"):
-            hint = "credentials belong in rattler's file of them (RATTLER_AUTH_FILE, ~/.rattler/credentials.json), or " \
+            hint = (
+                "credentials belong in rattler's file of them (RATTLER_AUTH_FILE, ~/.rattler/credentials.json), or "
                 "in ~/.netrc"
+            )
     raise FetchError(f"{what} cannot be fetched from {shown(url)}: {said}", hint=hint)
 
 

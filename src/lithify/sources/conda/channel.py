@@ -68,8 +68,7 @@ def parse_channels(texts: Iterable[str], where: str) -> tuple[Channel, ...]:
 def parse_channel(text: str, where: str) -> Channel:
     """The channel that ``text`` names.
 
-    An address is called by its path without a token: by the last part of it, with what stands before ``label`` or
-    after ``pkgs``.
+    An address is called by its path on the server, without a token; a folder of this machine by its own name.
 
     Raises:
         InputError: for what is neither a channel's name nor its address.
@@ -91,12 +90,7 @@ def parse_channel(text: str, where: str) -> Channel:
             f"{where}: `{redacted(text)}` is no address that channels can have", hint="use https, http or file"
         )
     words = [word for word in path.split("/") if word]
-    first = len(words) - 1
-    if "label" in words[1:-1]:
-        first = words.index("label", 1) - 1
-    elif len(words) > 1 and words[-2] == "pkgs":
-        first -= 1
-    name = "/".join(words[max(first, 0) :])
+    name = "/".join(words[-1:] if scheme == "file" else words)
     if not _NAME.fullmatch(name) or ".." in name:
         raise InputError(
             f"{where}: the channel at {redacted(text)} has no name that a lock could call it by",
