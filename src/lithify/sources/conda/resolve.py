@@ -9,6 +9,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from lithify.addresses import without_credentials
 from lithify.errors import FetchError, InputError, LithifyError, UnsatisfiableError
 from lithify.lockfile import NOTEBOOK, Package
 from lithify.platforms import PLATFORMS, Platform
@@ -25,7 +26,6 @@ from lithify.sources.conda.channel import (
     one_of_each,
     parse_channel,
     parse_channels,
-    redacted,
     served_address,
 )
 
@@ -433,7 +433,7 @@ def _failure(
     settings: Settings,
 ) -> LithifyError:
     """What went wrong, for whoever wrote the requirement files."""
-    text = redacted(str(error["text"])).strip()
+    text = without_credentials(str(error["text"])).strip()
     if error["kind"] == "spec":
         spec = wanted.specs[error["index"]]
         return InputError(
@@ -449,7 +449,7 @@ def _failure(
 
 
 def _channel_failure(channel: Channel, text: str, settings: Settings) -> FetchError:
-    address = redacted(served_address(channel, settings))
+    address = without_credentials(served_address(channel, settings))
     place = f"{channel.where}: " if channel.where else ""
     known = f'`[sources] "{channel.source}"` in Lithify\'s configuration names another address'
     if settings.offline and not address.startswith("file:"):
@@ -462,8 +462,7 @@ def _channel_failure(channel: Channel, text: str, settings: Settings) -> FetchEr
         return FetchError(
             f"{place}there is no channel `{channel.name}` at {address}",
             details=text,
-            hint=f"look at its spelling; {known}; "
-            "a channel of your own needs `noarch/repodata.json`, if an empty one",
+            hint=f"look at its spelling; {known}; a channel of your own needs `noarch/repodata.json`, if an empty one",
         )
     if re.search(r"\b40[137]\b", text):
         return FetchError(
