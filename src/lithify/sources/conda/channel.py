@@ -13,8 +13,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote, urlsplit, urlunsplit
+from urllib.parse import unquote, urlsplit
 
+from lithify.addresses import channel_name, without_credentials
 from lithify.errors import InputError
 from lithify.read.settings import Settings
 
@@ -25,13 +26,6 @@ _DEFAULTS = ("pkgs/main", "pkgs/r")
 
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]*(/[A-Za-z0-9_][A-Za-z0-9_.+-]*)*")
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
-_TOKEN = re.compile(r"/t/[^/?#]+(?=/|$)")
-# In free text: the user and password of an address, the token of a path, and a query, which may hold a signature.
-_SECRETS = (
-    (re.compile(r"(?<=://)[^/\s@'\"]+@"), ""),
-    (re.compile(r"/t/[^/\s'\")`]+"), ""),
-    (re.compile(r"(://[^\s'\")`?]+)\?[^\s'\")`]+"), r"\1"),
-)
 
 
 @dataclass(frozen=True)
@@ -68,8 +62,7 @@ def parse_channels(texts: Iterable[str], where: str) -> tuple[Channel, ...]:
 def parse_channel(text: str, where: str) -> Channel:
     """The channel that ``text`` names.
 
-    An address is called by its path without a token: by the last part of it, with what stands before ``label`` or
-    after ``pkgs``.
+    An address is called by its path on the server, without a token; a folder of this machine by its own name.
 
     Raises:
         InputError: for what is neither a channel's name nor its address.
@@ -79,27 +72,23 @@ def parse_channel(text: str, where: str) -> Channel:
         name = text.strip("/")
         if not _NAME.fullmatch(name) or ".." in name or text.startswith((".", "/", "~")):
             hint = "a folder is written as its address: file:///..." if text.startswith((".", "/", "~")) else None
-            raise InputError(f"{where}: `{redacted(text)}` is no channel's name", hint=hint)
+            raise InputError(f"{where}: `{without_credentials(text)}` is no channel's name", hint=hint)
         return Channel(name, where=where)
     try:
         parts = urlsplit(text)
-        scheme, path = parts.scheme.lower(), unquote(_TOKEN.sub("", parts.path, count=1))
+        scheme, path = parts.scheme.lower(), parts.path.strip("/")
     except ValueError as error:
-        raise InputError(f"{where}: `{redacted(text)}` is no channel's address: {redacted(str(error))}") from None
+        raise InputError(f"{where}: `{without_credentials(text)}` is no channel's address: {error}") from None
     if scheme not in ("http", "https", "file"):
         raise InputError(
-            f"{where}: `{redacted(text)}` is no address that channels can have", hint="use https, http or file"
+            f"{where}: `{without_credentials(text)}` is no address that channels can have",
+            hint="use https, http or file",
         )
-    words = [word for word in path.split("/") if word]
-    first = len(words) - 1
-    if "label" in words[1:-1]:
-        first = words.index("label", 1) - 1
-    elif len(words) > 1 and words[-2] == "pkgs":
-        first -= 1
-    name = "/".join(words[max(first, 0) :])
+    # Without a path, there is only a server's name, which a lock does not hold.
+    name = unquote(channel_name(text)) if path else ""
     if not _NAME.fullmatch(name) or ".." in name:
         raise InputError(
-            f"{where}: the channel at {redacted(text)} has no name that a lock could call it by",
+            f"{where}: the channel at {without_credentials(text)} has no name that a lock could call it by",
             hint="give it a name, and its address in Lithify's configuration: "
             '`"conda/NAME" = "ADDRESS"` below [sources]',
         )
@@ -172,19 +161,6 @@ def channel_of(source: str, channels: Mapping[str, Channel]) -> Channel:
     return channels.get(source) or Channel(source.removeprefix(PREFIX))
 
 
-def without_credentials(address: str) -> str:
-    """``address`` without user, password, token and query."""
-    parts = urlsplit(address)
-    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], _TOKEN.sub("", parts.path, count=1), "", ""))
-
-
-def redacted(text: str) -> str:
-    """``text``, such as another tool's message, without the secrets of the addresses in it."""
-    for pattern, replacement in _SECRETS:
-        text = pattern.sub(replacement, text)
-    return text
-
-
 def _as_address(place: str) -> str:
     """A configured place, which may be a folder, as an address."""
     if _SCHEME.match(place):
@@ -208,5 +184,5 @@ def _parsed_condarc(path: Path, changed: int) -> Mapping[str, Any]:
     try:
         document = yaml.safe_load(path.read_bytes())
     except (OSError, yaml.YAMLError) as error:
-        raise InputError(f"{path}, conda's configuration, cannot be read: {redacted(str(error))}") from error
+        raise InputError(f"{path}, conda's configuration, cannot be read: {without_credentials(str(error))}") from error
     return document if isinstance(document, dict) else {}

@@ -10,9 +10,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from lithify.addresses import without_credentials
 from lithify.errors import HostError, LithifyError
 from lithify.progress import Event, Report, silent
-from lithify.sources.conda.channel import redacted
 
 # By its path: the interpreter that solves need not find Lithify, and imports nothing of it.
 COMMAND: tuple[str, ...] = (sys.executable, "-P", str(Path(__file__).with_name("solver.py")))
@@ -33,11 +33,11 @@ def ask(job: Mapping[str, Any], report: Report = silent, command: Sequence[str] 
         if answer is None:
             continue
         if "failure" in answer:
-            raise LithifyError("conda packages cannot be chosen", details=redacted(str(answer["failure"])))
+            raise LithifyError("conda packages cannot be chosen", details=without_credentials(str(answer["failure"])))
         return dict(answer["answer"])
     raise HostError(
         f"the solver of conda packages ended {_ATTEMPTS} times without an answer",
-        details=redacted(complaint) or None,
+        details=without_credentials(complaint) or None,
         hint="see whether the machine has memory left (a large channel takes some 2 GB); "
         "then `pip install --force-reinstall py-rattler`",
     )

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from lithify.addresses import without_credentials
 from lithify.errors import FetchError, InputError, LithifyError, UnsatisfiableError
 from lithify.lockfile import NOTEBOOK, Package
 from lithify.platforms import PLATFORMS, Platform
@@ -25,7 +26,6 @@ from lithify.sources.conda.channel import (
     one_of_each,
     parse_channel,
     parse_channels,
-    redacted,
     served_address,
 )
 
@@ -85,8 +85,8 @@ def wanted_of(
     ``glibc`` is the C library's version in the base; ``root`` the family's folder, for messages.
 
     Raises:
-        InputError: for an environment that no file describes, channels in another order than a parent's, a platform that
-            a file leaves out, or a channel that cannot be named.
+        InputError: for an environment that no file describes, channels in another order than a parent's, a platform
+            that a file leaves out, or a channel that cannot be named.
     """
     files = files_of(lineage, environment.name, platform)
     if not files and environment.name != NOTEBOOK:
@@ -97,7 +97,7 @@ def wanted_of(
     for file in files:
         if file.platforms and platform.subdir not in file.platforms:
             raise InputError(
-                f"{file.path} is for {', '.join(file.platforms)}, and {platform.subdir} ({platform}) is to be locked too",
+                f"{file.path} is for {', '.join(file.platforms)}, and {platform.subdir} is to be locked, too",
                 hint="add it to `platforms` there, or take the platform out of lithify.toml",
             )
     specs = [spec for file in files for spec in file.specs]
@@ -204,6 +204,31 @@ def virtual_packages(
             found = {name: found[name] for name in _ALWAYS} | dict(declared)
             break
     return found | dict(image.virtual_packages.get("", {})) | dict(image.virtual_packages.get(str(platform), {}))
+
+
+def python_requirements(lineage: Sequence[Requirements], wanted: Wanted) -> tuple[Requirements, ...]:
+    """What the images of ``lineage`` ask the package index for in an environment: the ``pip:`` sections, and in the
+    notebook's ``requirements.txt``; nothing where nobody asks.
+
+    Raises:
+        InputError: for a line of a ``pip:`` section that is wrong.
+    """
+    found = []
+    for requirements in lineage:
+        own = requirements if wanted.environment == NOTEBOOK else Requirements(requirements.image, requirements.folder)
+        file = requirements.environments.get(wanted.environment, {}).get(wanted.platform)
+        if file is not None and file.pip:
+            from lithify.read.requirements import pip_requirements
+
+            python, constraints, indexes = pip_requirements(file)
+            own = replace(
+                own,
+                python=(*own.python, *python),
+                constraints=(*own.constraints, *constraints),
+                indexes=own.indexes.joined(indexes),
+            )
+        found.append(own)
+    return tuple(found) if any(requirements.python for requirements in found) else ()
 
 
 # -- the answer --------------------------------------------------------------------------------------------------------
@@ -408,7 +433,7 @@ def _failure(
     settings: Settings,
 ) -> LithifyError:
     """What went wrong, for whoever wrote the requirement files."""
-    text = redacted(str(error["text"])).strip()
+    text = without_credentials(str(error["text"])).strip()
     if error["kind"] == "spec":
         spec = wanted.specs[error["index"]]
         return InputError(
@@ -424,7 +449,7 @@ def _failure(
 
 
 def _channel_failure(channel: Channel, text: str, settings: Settings) -> FetchError:
-    address = redacted(served_address(channel, settings))
+    address = without_credentials(served_address(channel, settings))
     place = f"{channel.where}: " if channel.where else ""
     known = f'`[sources] "{channel.source}"` in Lithify\'s configuration names another address'
     if settings.offline and not address.startswith("file:"):
@@ -437,7 +462,7 @@ def _channel_failure(channel: Channel, text: str, settings: Settings) -> FetchEr
         return FetchError(
             f"{place}there is no channel `{channel.name}` at {address}",
             details=text,
-            hint=f"look at its spelling; {known}; a channel of your own needs `noarch/repodata.json`, which may be empty",
+            hint=f"look at its spelling; {known}; a channel of your own needs `noarch/repodata.json`, if an empty one",
         )
     if re.search(r"\b40[137]\b", text):
         return FetchError(

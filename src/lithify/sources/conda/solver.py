@@ -3,9 +3,10 @@
 It runs in a process of its own, by its path, because a failed solve may crash the interpreter when it ends; the exit
 status says nothing, an answer is all that counts. It imports nothing of Lithify's: what it gets and gives is below.
 
-A job: ``cache`` (a folder), ``offline``, ``addresses`` (of channels, by what a lock calls them; they may hold secrets; a name
-alone is completed by rattler), ``solves`` (see `_Solve`), and ``finds``: packages (``source``, ``file``) whose records are asked for. The answer:
-``solves``, for each ``records`` or ``error``, and ``finds``, a record or null for each.
+A job: ``cache`` (a folder), ``offline``, ``addresses`` (of channels, by what a lock calls them; they may hold secrets;
+a name alone is completed by rattler), ``solves`` (see `_Solve`), and ``finds``: packages (``source``, ``file``) whose
+records are asked for. The answer: ``solves``, for each ``records`` or ``error``, and ``finds``, a record or null for
+each.
 
 An error has a ``kind``: ``spec`` (``index``: which one cannot be read), ``channel`` (``source``: which one fails),
 ``unsatisfiable`` (``culprits``: what the channels have for each spec that the explanation names), ``other``.
@@ -38,8 +39,9 @@ class _Solve:
     """One environment on one platform.
 
     ``specs`` have ``name``, ``text`` and maybe ``channel``; ``locked`` are packages that stay where they can, of which
-    those named in ``upgrade`` take their newest version instead (``firm`` ones hold against that, too); ``virtual`` are names, versions and builds; ``newest`` is the last
-    moment of records that count, in milliseconds since 1970; ``elsewhere`` are the other platforms of the family.
+    those named in ``upgrade`` take their newest version instead (``firm`` ones hold against that, too); ``virtual`` are
+    names, versions and builds; ``newest`` is the last moment of records that count, in milliseconds since 1970;
+    ``elsewhere`` are the other platforms of the family.
     """
 
     key: str
@@ -185,15 +187,11 @@ class _Solver:
             )
             for record in (record for records in answer for record in records):
                 records[source, f"{record.subdir}/{record.file_name}"] = record
-        found = []
-        for entry in entries:
-            record = records.get((entry["source"], entry["file"]))
-            same = record is not None and all(
-                not entry.get(key) or not digest or digest.hex() == entry[key]
-                for key, digest in (("sha256", record.sha256), ("md5", record.md5))
-            )
-            found.append(record if same else None)
-        return found
+        served = (records.get((entry["source"], entry["file"])) for entry in entries)
+        return [
+            record if record and _is_same(record, entry) else None
+            for entry, record in zip(entries, served, strict=True)
+        ]
 
     def remembered(self, entry: dict[str, Any]) -> RepoDataRecord:
         from rattler import PackageRecord, RepoDataRecord
@@ -283,6 +281,12 @@ class _Solver:
             return []
         answer = await self.gateway.query(channels, subdirs, [spec], recursive=False, channel_relations="disabled")  # type: ignore[arg-type]
         return [record for records in answer for record in records]
+
+
+def _is_same(record: RepoDataRecord, entry: dict[str, Any]) -> bool:
+    """Whether a record is of the file that ``entry`` means: what both know of its digests agrees."""
+    digests = (("sha256", record.sha256), ("md5", record.md5))
+    return all(not entry.get(key) or not digest or digest.hex() == entry[key] for key, digest in digests)
 
 
 def _exactly(record: RepoDataRecord) -> MatchSpec:
