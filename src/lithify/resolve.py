@@ -30,6 +30,8 @@ from lithify.versions import is_newer
 if TYPE_CHECKING:
     from lithify.sources.conda import resolve as conda_resolve
 
+# How many packages a warning names.
+_NAMED = 8
 # The C library of a base, which decides what wheels it runs.
 _GLIBC = {"bookworm": (2, 36), "trixie": (2, 41)}
 
@@ -191,7 +193,7 @@ def _note_parents_own(family: Family, wanted: Sequence[str], names: Sequence[str
 def _checked(family: Family, image: Image) -> LockResult:
     path = lock_path(image)
     locked = read_lock(path)
-    if stale(family, image, locked) or not _covers(locked, family):
+    if stale(family, image, locked) or not _covers(locked, family.platforms_of(image.name)):
         raise InputError(
             f"{path} does not answer the requirement files of `{image.name}` and its parents as they are now",
             hint=f"`lithify lock {image.name}`, and commit what it writes",
@@ -199,10 +201,10 @@ def _checked(family: Family, image: Image) -> LockResult:
     return LockResult(image.name, path, locked)
 
 
-def _covers(lock: Lock, family: Family) -> bool:
-    """Whether a lock has packages for every platform of the family, or none at all."""
+def _covers(lock: Lock, platforms: Iterable[Platform]) -> bool:
+    """Whether a lock has packages for every platform of an image, or none at all."""
     covered = {package.platform for package in lock.packages}
-    return not covered or covered >= set(family.platforms)
+    return not covered or covered >= set(platforms)
 
 
 # -- one image ---------------------------------------------------------------------------------------------
@@ -213,7 +215,7 @@ def _locked(family: Family, image: Image, ask: _Ask, settings: Settings, report:
     old = _old_lock(path, report)
     lineage = tuple(read_requirements(member) for member in family.lineage(image.name))
     made_of = fingerprint(documents(family, family.lineage(image.name), lineage))
-    if old and not ask.anything and old.fingerprint == made_of and _covers(old, family):
+    if old and not ask.anything and old.fingerprint == made_of and _covers(old, family.platforms_of(image.name)):
         return LockResult(image.name, path, old)
     parent = read_lock(lock_path(family.images[image.extends])) if image.extends else None
     packages = _resolved(_Job(family, image, lineage, ask, old, parent, settings, report))
@@ -233,10 +235,10 @@ def _resolved(job: _Job) -> tuple[Package, ...]:
     """All packages of an image: every source and platform at the same time."""
     answers: list[Future[tuple[Package, ...]]] = []
     resolvers = [_resolve_debian] if job.family.conda else [_resolve_pypi, _resolve_debian]
-    with ThreadPoolExecutor(max_workers=2 * len(job.family.platforms) + 1) as pool:
+    with ThreadPoolExecutor(max_workers=2 * len(job.platforms) + 1) as pool:
         if job.family.conda:
             answers.append(pool.submit(_resolve_conda, job))
-        for platform in job.family.platforms:
+        for platform in job.platforms:
             answers += [pool.submit(_reported, resolver, job, platform) for resolver in resolvers]
         try:
             return tuple(sorted(package for answer in answers for package in answer.result()))
@@ -266,14 +268,22 @@ def _result(image: str, path: Path, before: Iterable[Package], lock: Lock, writt
 
 
 def _note_departures(image: Image, parent: Iterable[Package], own: Iterable[Package], report: Report) -> None:
-    """Say so where a child cannot take its parent's choice: the two share less than they might."""
+    """Say so where a child cannot take its parent's choices: the two share less than they might."""
     _, _, changed = differences(parent, own)
-    for name, theirs, ours in sorted({(old.name, old.version, new.version) for old, new in changed}):
-        message = (
-            f"`{image.name}` has {name} {ours}, its parent `{image.extends}` {theirs}: a constraint in the parent that "
-            "suits both would let them share its layer"
-        )
-        report(Event("resolve", "warning", message=message))
+    found = sorted({(old.name, old.version, new.version) for old, new in changed})
+    if not found:
+        return
+    listed = ", ".join(
+        f"{name} {ours} ({theirs})" if ours != theirs else f"{name} {ours} (another build)"
+        for name, theirs, ours in found[:_NAMED]
+    )
+    rest = f" and {len(found) - _NAMED} more" if len(found) > _NAMED else ""
+    packages = "1 package" if len(found) == 1 else f"{len(found)} packages"
+    message = (
+        f"`{image.name}` has {packages} otherwise than its parent `{image.extends}`: {listed}{rest}; a constraint in the "
+        "parent that suits both would let them share its layers"
+    )
+    report(Event("resolve", "warning", message=message))
 
 
 def differences(
@@ -305,6 +315,11 @@ class _Job:
     parent: Lock | None
     settings: Settings
     report: Report
+
+    @property
+    def platforms(self) -> tuple[Platform, ...]:
+        """Those that the image is made for."""
+        return self.family.platforms_of(self.image.name)
 
     @property
     def glibc(self) -> tuple[int, int]:
@@ -359,7 +374,7 @@ def _resolve_conda(job: _Job) -> tuple[Package, ...]:
     assert rules is not None
     wanted, found = [], []
     for environment in job.image.environments:
-        for platform in job.family.platforms:
+        for platform in job.platforms:
             one = conda.wanted_of(rules, job.image, job.lineage, environment, platform, job.glibc, root)
             if _is_parents(job, one):
                 found += [p for p in job.inherited(platform) if p.environment == one.environment and _is_inside(p)]
