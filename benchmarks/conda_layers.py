@@ -10,12 +10,12 @@ from __future__ import annotations
 import argparse
 import asyncio
 import os
-import shutil
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -27,7 +27,7 @@ from run import machine, row, say
 from lithify.assemble.layers import join_fragments, layer_key
 from lithify.fragment.fragment import Recipe, find_fragment, make_fragments
 from lithify.lockfile import Package
-from lithify.plan import plan_layers
+from lithify.plan import PlannedLayer, plan_layers
 from lithify.platforms import host_platform
 from lithify.sources import File, Target
 from lithify.sources.conda.archive import read_index
@@ -71,8 +71,9 @@ def main() -> None:
     wishes = parser.parse_args()
     if wishes.side:
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: wishes.cores])
+        go = (ours if wishes.side == "ours" else theirs)(wishes.channel, wishes.work, wishes.cores)
         began = time.perf_counter()
-        (ours if wishes.side == "ours" else theirs)(wishes.channel, wishes.work, wishes.cores)
+        go()
         print(time.perf_counter() - began)
         return
     channel = wishes.channel or base_notebook()
@@ -155,7 +156,7 @@ def locked(channel: Path) -> list[Package]:
     return packages
 
 
-def ours(channel: Path, work: Path, jobs: int) -> None:
+def ours(channel: Path, work: Path, jobs: int) -> Callable[[], None]:
     """All of the way: fragments, and layers of them."""
     packages, store = locked(channel), open_store(work / "store")
     python = next(package.version for package in packages if package.name == "python")
@@ -164,16 +165,24 @@ def ours(channel: Path, work: Path, jobs: int) -> None:
     recipes = [
         Recipe(package, narrowed(package, target), ZSTD, source, channel / package.file, None) for package in packages
     ]
-    make_fragments(store, recipes, jobs=jobs)
-    made = {recipe.package: find_fragment(store, recipe.key) for recipe in recipes}
-    fragments = {package: fragment for package, fragment in made.items() if fragment is not None}
-    assert len(fragments) == len(packages)
-    for layer in plan_layers([packages], 100):
-        key = layer_key([fragments[package].key for package in layer.packages], ZSTD)
-        join_fragments(store, layer, fragments, key, ZSTD)
+
+    def go() -> None:
+        make_fragments(store, recipes, jobs=jobs)
+        made = {recipe.package: find_fragment(store, recipe.key) for recipe in recipes}
+        fragments = {package: fragment for package, fragment in made.items() if fragment is not None}
+        assert len(fragments) == len(packages)
+
+        def join(layer: PlannedLayer) -> None:
+            key = layer_key([fragments[package].key for package in layer.packages], ZSTD)
+            join_fragments(store, layer, fragments, key, ZSTD)
+
+        with ThreadPoolExecutor(jobs) as pool:
+            list(pool.map(join, plan_layers([packages], 100)))
+
+    return go
 
 
-def theirs(channel: Path, work: Path, jobs: int) -> None:
+def theirs(channel: Path, work: Path, jobs: int) -> Callable[[], None]:
     """An environment in a folder, and one layer of that."""
     import rattler
     from rattler import Channel, RepoData
@@ -197,13 +206,15 @@ def theirs(channel: Path, work: Path, jobs: int) -> None:
             alternative_target_prefix=PREFIX,
         )
 
-    asyncio.run(install())
-    tar = shutil.which("tar") or "tar"
-    with (work / "layer.tar.zst").open("wb") as layer:
+    def go() -> None:
+        asyncio.run(install())
         options = ["--sort=name", "--owner=1000", "--group=1000", "--mtime=@315619200", "-C", str(work / "prefix"), "."]
-        packing = subprocess.Popen([tar, "-c", *options], stdout=subprocess.PIPE)
-        subprocess.run(["zstd", "-3", "-q", f"-T{jobs}"], stdin=packing.stdout, stdout=layer, check=True)
-        assert packing.wait() == 0
+        with (work / "layer.tar.zst").open("wb") as layer:
+            packing = subprocess.Popen(["tar", "-c", *options], stdout=subprocess.PIPE)
+            subprocess.run(["zstd", "-3", "-q", f"-T{jobs}"], stdin=packing.stdout, stdout=layer, check=True)
+            assert packing.wait() == 0
+
+    return go
 
 
 if __name__ == "__main__":

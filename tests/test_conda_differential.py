@@ -10,7 +10,6 @@ What differs, and why:
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import json
 import os
@@ -22,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 import conda_channel
+from conda_oracle import install
 from conda_python import HOST_SUBDIR, host_target
 from lithify.lockfile import Package
 from lithify.platforms import host_platform
@@ -81,17 +81,6 @@ def records_of(channel: Path, leave_out: Iterable[str] = ()) -> list[RepoDataRec
     return [record for name, record in sorted(chosen.items()) if name not in set(leave_out)]
 
 
-def install(records: Sequence[RepoDataRecord], prefix: Path, final: str, cache: Path) -> None:
-    import rattler
-
-    async def go() -> None:
-        await rattler.install(
-            list(records), prefix, cache_dir=cache, show_progress=False, alternative_target_prefix=final
-        )
-
-    asyncio.run(go())
-
-
 def theirs(prefix: Path) -> Tree:
     found: Tree = {}
     for folder, folders, names in os.walk(prefix):
@@ -146,7 +135,7 @@ def small() -> Path:
 def compare(channel: Path, records: Sequence[RepoDataRecord], prefix: str, folder: Path) -> Tree:
     umask = os.umask(0o022)
     try:
-        install(records, folder / "prefix", prefix, folder / "cache")
+        install(records, folder / "prefix", final=prefix, cache=folder / "cache")
     finally:
         os.umask(umask)
     expected = theirs(folder / "prefix")
