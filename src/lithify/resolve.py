@@ -280,8 +280,8 @@ def _note_departures(image: Image, parent: Iterable[Package], own: Iterable[Pack
     rest = f" and {len(found) - _NAMED} more" if len(found) > _NAMED else ""
     packages = "1 package" if len(found) == 1 else f"{len(found)} packages"
     message = (
-        f"`{image.name}` has {packages} otherwise than its parent `{image.extends}`: {listed}{rest}; a constraint in the "
-        "parent that suits both would let them share its layers"
+        f"`{image.name}` has {packages} otherwise than its parent `{image.extends}`: {listed}{rest}; a constraint in "
+        "the parent that suits both would let them share its layers"
     )
     report(Event("resolve", "warning", message=message))
 
