@@ -12,7 +12,7 @@ from lithify.errors import InputError
 _CREDENTIALS = (
     re.compile(r"(?<=//)[^/?#\s]*@"),
     re.compile(r"(?<!/)/t/[^/\s]+(?=/|\s|$)"),
-    re.compile(r"(?<=[\w/])\?[^\s#]*"),
+    re.compile(r"(?<=[\w/.+~%=-])\?[^\s#]*"),
 )
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 _VERSION = re.compile(r"[A-Za-z0-9_.!+]+")

@@ -76,9 +76,9 @@ def parse_channel(text: str, where: str) -> Channel:
         return Channel(name, where=where)
     try:
         parts = urlsplit(text)
-        scheme, path = parts.scheme.lower(), parts.path.strip("/")
-    except ValueError as error:
-        raise InputError(f"{where}: `{without_credentials(text)}` is no channel's address: {error}") from None
+        scheme, path = parts.scheme.lower(), urlsplit(without_credentials(text)).path.strip("/")
+    except ValueError:
+        raise InputError(f"{where}: `{without_credentials(text)}` is no channel's address") from None
     if scheme not in ("http", "https", "file"):
         raise InputError(
             f"{where}: `{without_credentials(text)}` is no address that channels can have",

@@ -39,7 +39,8 @@ _ALWAYS = ("__unix", "__linux", "__archspec")
 class Wanted:
     """What one environment asks for on one platform.
 
-    ``channels`` come in the order of their priority. ``virtual`` are versions (and builds, after a space) of virtual packages by name.
+    ``channels`` come in the order of their priority. ``virtual`` are versions (and builds, after a space) of virtual
+    packages by name.
     """
 
     environment: str
@@ -363,6 +364,7 @@ def _preferred_document(preferred: Preferred) -> dict[str, Any]:
                 "name": package.name,
                 "file": package.file,
                 "sha256": package.sha256,
+                "size": package.size,
                 "md5": package.md5,
                 "depends": package.depends,
                 "constrains": package.constrains,
@@ -444,7 +446,7 @@ def _failure(
     if error["kind"] == "channel":
         return _channel_failure(channels[error["source"]], text, settings)
     if error["kind"] == "unsatisfiable":
-        return _conflict(wanted, image, text, error["culprits"], exclude_newer)
+        return _conflict(wanted, image, text, error["culprits"], exclude_newer, settings.offline)
     return LithifyError(f"the conda packages of `{image}` for {wanted.platform} cannot be chosen", details=text)
 
 
@@ -479,17 +481,22 @@ def _channel_failure(channel: Channel, text: str, settings: Settings) -> FetchEr
 
 
 def _conflict(
-    wanted: Wanted, image: str, text: str, culprits: Sequence[Mapping[str, Any]], exclude_newer: datetime | None
+    wanted: Wanted,
+    image: str,
+    text: str,
+    culprits: Sequence[Mapping[str, Any]],
+    exclude_newer: datetime | None,
+    offline: bool,
 ) -> UnsatisfiableError:
     """No packages fit: by what cannot be had at all where that is it, else by all that have a part in it."""
-    text = text.removeprefix("Cannot solve the request because of: ")
+    text = _shortened(text.removeprefix("Cannot solve the request because of: "))
     absent = [culprit for culprit in culprits if "subdirs" in culprit and not _has(culprit, wanted.platform)]
     if absent:
         causes = [_absence(wanted, image, culprit) for culprit in absent]
         return UnsatisfiableError(
             "; ".join(cause for cause, _ in causes),
             details=text,
-            hint=causes[0][1],
+            hint="leave --offline out: what was not asked for before is not known" if offline else causes[0][1],
         )
     named = [wanted.specs[culprit["index"]] for culprit in culprits]
     places = "".join(f"\n  {spec.where}: {spec.text}" for spec in named)
@@ -499,12 +506,23 @@ def _conflict(
         hint = "what [conda] require in lithify.toml asks for holds in every image: loosen one of the others"
     if exclude_newer is not None:
         hint += f", or allow packages from after {exclude_newer.isoformat()}"
+    if offline:
+        hint += ", or leave --offline out: what was not asked for before is not known"
     return UnsatisfiableError(
         f"no conda packages satisfy all that `{image}` asks for{within} on {wanted.platform}"
         + (f"; asked for, and with a part in it:{places}" if places else ""),
         details=text,
         hint=hint,
     )
+
+
+def _shortened(text: str, most: int = 80) -> str:
+    """An explanation without its middle where it is longer than anybody reads: it repeats itself for every version."""
+    lines = text.splitlines()
+    if len(lines) <= most:
+        return text
+    left_out = f"({len(lines) - most} more lines of the same kind)"
+    return "\n".join((*lines[: most - 10], left_out, *lines[-10:]))
 
 
 def _has(culprit: Mapping[str, Any], platform: Platform) -> bool:

@@ -26,10 +26,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from rattler import Channel, Gateway, MatchSpec, RepoDataRecord
+    from rattler import Channel, Gateway, MatchSpec, PackageName, RepoDataRecord, Subdir
 
 # No archive is smaller (an empty zip's 22 bytes): an index that says so does not know.
 _SMALLEST = 22
+# What rattler says of a request whose failure another solve was told of.
+_COALESCED = "a coalesced request failed"
 # Where else a package may be, to be told of one that no platform of ours has.
 _OTHER_SYSTEMS = ("osx-64", "osx-arm64", "win-64")
 
@@ -55,6 +57,26 @@ class _Solve:
     elsewhere: list[str] = field(default_factory=list)
 
 
+class _Noarch:
+    """The part of a channel that is for every platform, as a source of rattler's."""
+
+    def __init__(self, gateway: Gateway, channel: Channel) -> None:
+        self.gateway, self.channel = gateway, channel
+
+    async def fetch_package_records(self, platform: Subdir, name: PackageName) -> list[RepoDataRecord]:
+        """The records of a package for a platform."""
+        from rattler import MatchSpec
+
+        if str(platform) != "noarch":
+            return []
+        answer = await self.gateway.query([self.channel], [platform], [MatchSpec(name.normalized)], recursive=False)
+        return [record for records in answer for record in records]
+
+    def package_names(self, platform: Subdir) -> list[str]:
+        """Rattler asks for these in messages only."""
+        return []
+
+
 class _BadSpec(Exception):
     def __init__(self, index: int, why: str) -> None:
         super().__init__(why)
@@ -77,33 +99,44 @@ class _Solver:
             default_config=SourceConfig(cache_action="force-cache-only" if self.offline else "cache-or-fetch"),
             client=Client.default_client(max_retries=2, user_agent="lithify"),
         )
+        # Folders of platforms that a channel lacks: offline, the cache does not tell.
+        self.absent: set[tuple[str, str]] = set()
 
-    async def answered(self, solve: _Solve) -> dict[str, Any]:
-        """The answer to one solve; nothing is raised."""
-        from rattler.exceptions import FetchRepoDataError, GatewayError, SolverError
-
+    async def attempted(self, solve: _Solve) -> list[RepoDataRecord] | Exception:
+        """The records that a solve gives, or why it gives none."""
         _say({"progress": solve.key, "state": "start"})
         try:
-            records = await self.solved(solve)
-            return {"records": sorted((self.document(record) for record in records), key=lambda entry: entry["name"])}
-        except _BadSpec as error:
-            return {"error": {"kind": "spec", "index": error.index, "text": str(error)}}
-        except SolverError as error:
-            text = str(error)
-            # An explanation can also be that of a channel that broke off while the solver asked it for more.
-            if broken := await self.broken_channel(solve):
-                return {"error": {"kind": "channel", "source": broken[0], "text": broken[1]}}
-            return {"error": {"kind": "unsatisfiable", "text": text, "culprits": await self.culprits(solve, text)}}
-        except (GatewayError, FetchRepoDataError) as error:
-            name, why = await self.broken_channel(solve) or (self.named_in(solve, str(error)), str(error))
-            return {"error": {"kind": "channel", "source": name, "text": why}}
+            return await self.solved(solve)
         except Exception as error:
-            return {"error": {"kind": "other", "text": f"{type(error).__name__}: {error}"}}
+            return error
         finally:
             _say({"progress": solve.key, "state": "finish"})
 
+    async def answered(self, solve: _Solve, outcome: list[RepoDataRecord] | Exception) -> dict[str, Any]:
+        """The answer to one solve, what went wrong looked into; nothing is raised."""
+        from rattler.exceptions import FetchRepoDataError, GatewayError, SolverError
+
+        if isinstance(outcome, GatewayError) and _COALESCED in str(outcome) and not await self.broken_channel(solve):
+            outcome = await self.attempted(solve)
+        if not isinstance(outcome, Exception):
+            documents = (self.document(record) for record in outcome)
+            return {"records": sorted(documents, key=lambda document: str(document["name"]))}
+        text = str(outcome)
+        if isinstance(outcome, _BadSpec):
+            return {"error": {"kind": "spec", "index": outcome.index, "text": text}}
+        if isinstance(outcome, GatewayError | FetchRepoDataError | SolverError):
+            # An explanation may also be that of a channel that broke off while the solver asked it for more.
+            if broken := await self.broken_channel(solve):
+                return {"error": {"kind": "channel", "source": broken[0], "text": broken[1]}}
+            if not isinstance(outcome, SolverError):
+                return {"error": {"kind": "channel", "source": self.named_in(solve, text), "text": text}}
+            return {"error": {"kind": "unsatisfiable", "text": text, "culprits": await self.culprits(solve, text)}}
+        return {"error": {"kind": "other", "text": f"{type(outcome).__name__}: {text}"}}
+
     async def solved(self, solve: _Solve) -> list[RepoDataRecord]:
         specs = self.specs(solve)
+        if self.offline:
+            await self.look_offline(solve)
         locked = await self.locked(solve)
         if not solve.upgrade or not locked:
             return await self.run(solve, specs, locked, [])
@@ -114,6 +147,25 @@ class _Solver:
         kept = [record for record in locked if record.name.normalized not in solve.upgrade]
         return await self.run(solve, specs, kept, wanted)
 
+    async def look_offline(self, solve: _Solve) -> None:
+        """Note the channels of which nothing is cached for the platform, but something for all platforms."""
+        for name in solve.channels:
+            try:
+                await self.gateway.names([self.channels[name]], _subdirs(solve.subdir))
+            except Exception:
+                self.absent.add((name, solve.subdir))
+
+    def subdirs(self, channel: str, subdir: str) -> list[Subdir]:
+        """The folders of a channel that count for a platform."""
+        return _subdirs("noarch") if (channel, subdir) in self.absent else _subdirs(subdir, "noarch")
+
+    def sources(self, solve: _Solve) -> list[Channel | _Noarch]:
+        """The channels of a solve, those without a folder for its platform reduced to what they have."""
+        return [
+            _Noarch(self.gateway, self.channels[name]) if (name, solve.subdir) in self.absent else self.channels[name]
+            for name in solve.channels
+        ]
+
     async def run(
         self,
         solve: _Solve,
@@ -121,7 +173,7 @@ class _Solver:
         locked: Sequence[RepoDataRecord],
         constraints: Sequence[MatchSpec],
     ) -> list[RepoDataRecord]:
-        from rattler import GenericVirtualPackage, PackageName, Version
+        from rattler import GenericVirtualPackage, MatchSpec, PackageName, Version
         from rattler import solve as solve_with_rattler
         from rattler.channel.channel_priority import ChannelPriority
         from rattler.package.build_string import BuildString
@@ -129,11 +181,15 @@ class _Solver:
         newest = None
         if solve.newest is not None:
             newest = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC) + datetime.timedelta(milliseconds=solve.newest)
+        # A channel whose packages of a name all miss the spec would be passed over, as the gateway leaves them out;
+        # with the bare name they are there, and strict priority holds.
+        free = {spec["name"] for spec in solve.specs} - {spec["name"] for spec in solve.specs if spec.get("channel")}
+        names = [MatchSpec(name) for name in sorted(free)] if len(solve.channels) > 1 else []
         return await solve_with_rattler(
-            [self.channels[name] for name in solve.channels],
-            specs,
+            self.sources(solve),
+            [*specs, *names],
             gateway=self.gateway,
-            platforms=[solve.subdir, "noarch"],  # type: ignore[list-item]
+            platforms=_subdirs(solve.subdir, "noarch"),
             locked_packages=locked,
             virtual_packages=[
                 GenericVirtualPackage(PackageName(name), Version(version), BuildString(build))
@@ -180,7 +236,7 @@ class _Solver:
         for source, specs in by_source.items():
             answer = await self.gateway.query(
                 [self.channels[source]],
-                [subdir, "noarch"],  # type: ignore[list-item]
+                self.subdirs(source, subdir),
                 list(specs.values()),
                 recursive=False,
                 channel_relations="disabled",
@@ -208,6 +264,7 @@ class _Solver:
             depends=entry["depends"],
             constrains=entry["constrains"],
             sha256=bytes.fromhex(entry["sha256"]),
+            size=entry["size"] or None,
             md5=bytes.fromhex(entry["md5"]) if entry["md5"] else None,
             python_site_packages_path=entry["site_packages"] or None,
         )
@@ -230,10 +287,20 @@ class _Solver:
         }
 
     async def broken_channel(self, solve: _Solve) -> tuple[str, str] | None:
-        """The first channel of a solve that does not answer, and what it says."""
+        """The first channel of a solve that does not answer for all that the specs need, and what it says."""
+        from rattler import MatchSpec
+
+        specs = [MatchSpec(spec["name"]) for spec in solve.specs]
         for name in solve.channels:
+            subdirs = self.subdirs(name, solve.subdir)
             try:
-                await self.gateway.names([self.channels[name]], [solve.subdir, "noarch"])  # type: ignore[list-item]
+                await self.gateway.names([self.channels[name]], subdirs)
+                await self.gateway.query(
+                    [self.channels[name]],
+                    subdirs,
+                    specs,
+                    channel_relations="disabled",
+                )
             except Exception as error:
                 return name, str(error)
         return None
@@ -279,7 +346,9 @@ class _Solver:
         subdirs = list(subdirs)
         if not subdirs:
             return []
-        answer = await self.gateway.query(channels, subdirs, [spec], recursive=False, channel_relations="disabled")  # type: ignore[arg-type]
+        answer = await self.gateway.query(
+            channels, _subdirs(*subdirs), [spec], recursive=False, channel_relations="disabled"
+        )
         return [record for records in answer for record in records]
 
 
@@ -287,6 +356,12 @@ def _is_same(record: RepoDataRecord, entry: dict[str, Any]) -> bool:
     """Whether a record is of the file that ``entry`` means: what both know of its digests agrees."""
     digests = (("sha256", record.sha256), ("md5", record.md5))
     return all(not entry.get(key) or not digest or digest.hex() == entry[key] for key, digest in digests)
+
+
+def _subdirs(*names: str) -> list[Subdir]:
+    from rattler import Subdir
+
+    return [Subdir(name) for name in names]
 
 
 def _exactly(record: RepoDataRecord) -> MatchSpec:
@@ -316,7 +391,9 @@ def _without_secrets(text: str) -> str:
 async def _answer(job: dict[str, Any]) -> dict[str, Any]:
     solver = _Solver(job)
     solves = [_Solve(**solve) for solve in job["solves"]]
-    answers = await asyncio.gather(*(solver.answered(solve) for solve in solves))
+    outcomes = await asyncio.gather(*(solver.attempted(solve) for solve in solves))
+    # One after the other: what fails for two at once is explained to one of them only.
+    answers = [await solver.answered(solve, outcome) for solve, outcome in zip(solves, outcomes, strict=True)]
     finds: list[dict[str, Any] | None] = []
     by_subdir: dict[str, list[int]] = {}
     for index, entry in enumerate(job.get("finds", ())):
