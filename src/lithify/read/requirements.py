@@ -171,6 +171,17 @@ def read_requirements(image: Image) -> Requirements:
     )
 
 
+def read_requirements_file(path: Path) -> tuple[Requirement, ...]:
+    """The requirements of a file in pip's format, and of what it includes.
+
+    Raises:
+        InputError: naming the file and the line of what is wrong or cannot be done.
+    """
+    reader = _PythonReader({})
+    reader.read(path, constraints=False)
+    return tuple(reader.requirements)
+
+
 def pip_requirements(
     file: EnvironmentFile,
 ) -> tuple[tuple[Requirement, ...], tuple[Requirement, ...], Indexes]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import difflib
 import functools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal, NoReturn
 
@@ -122,14 +122,14 @@ class _Builder:
         if isinstance(event, yaml.ScalarEvent):
             plain = event.implicit[0] and event.style in (None, "")
             kind: Kind = kind_of(event.value) if plain else "text"
-            if event.tag and not event.tag.endswith(":str"):
-                self.fail(line, f"a tag (`{event.tag}`) means nothing here", "remove it")
+            if event.tag:
+                kind = self.tagged(event.tag, line, _KINDS)
             self.add(Scalar(event.value, kind, line), event.anchor)
         elif isinstance(event, yaml.SequenceStartEvent | yaml.MappingStartEvent):
             if len(self.open) >= _DEEPEST:
                 self.fail(line, f"nested more than {_DEEPEST} deep")
             if event.tag:
-                self.fail(line, f"a tag (`{event.tag}`) means nothing here", "remove it")
+                self.tagged(event.tag, line, {"seq": "other", "map": "other"})
             node: Items | Table = Items(line) if isinstance(event, yaml.SequenceStartEvent) else Table(line)
             self.add(node, event.anchor)
             self.open.append((node, []))
@@ -147,6 +147,13 @@ class _Builder:
             self.documents += 1
             if self.documents > 1:
                 self.fail(line, "a second document begins here", "keep one of them: only one is read")
+
+    def tagged(self, tag: str, line: int, known: Mapping[str, Kind]) -> Kind:
+        """The kind that a tag gives: YAML's own tags say what is meant anyway, and no other means anything here."""
+        schema, _, name = tag.rpartition(":")
+        if schema != "tag:yaml.org,2002" or name not in known:
+            self.fail(line, f"a tag (`{shortened(tag)}`) means nothing here", "remove it")
+        return known[name]
 
     def add(self, node: Node, anchor: str | None) -> None:
         if anchor:
