@@ -29,11 +29,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 
 _INSTALL = """\
 import asyncio, json, sys
-from rattler import MatchSpec, Gateway, RepoDataRecord, install, solve
+from rattler import MatchSpec, VirtualPackage, install, solve
 
 async def main(channel, prefix, cache, lock):
     specs = [MatchSpec(spec) for spec in json.load(open(lock))]
-    records = await solve([channel], specs, platforms=[sys.argv[5], "noarch"])
+    records = await solve([channel], specs, platforms=[sys.argv[5], "noarch"],
+                          virtual_packages=VirtualPackage.detect())
     await install(records, target_prefix=prefix, cache_dir=cache, show_progress=False,
                   alternative_target_prefix="{prefix}")
     print(len(records))
