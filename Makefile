@@ -5,10 +5,11 @@ SHELL := /bin/bash
 export PYTHON
 PYTEST = .venv/bin/python -m pytest -n auto
 
-.PHONY: help demo test test-all lint types bench clean
+.PHONY: help demo demo-conda test test-all lint types bench clean
 
 help:
 	@echo "make demo      build families/pypi/base-notebook from its lock, start JupyterLab in it, see that it answers"
+	@echo "make demo-conda   the same with conda packages, from a channel made here"
 	@echo "make test      the tests (some minutes)"
 	@echo "make test-all  the slow ones too (much longer, several GB)"
 	@echo "make lint      format and style"
@@ -19,6 +20,10 @@ help:
 demo:
 	@scripts/prepare build
 	@.venv/bin/python scripts/demo.py
+
+demo-conda:
+	@scripts/prepare test
+	@.venv/bin/python scripts/demo_conda.py
 
 test:
 	@scripts/prepare test

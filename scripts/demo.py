@@ -9,23 +9,26 @@ import json
 import sys
 import time
 import urllib.request
+from collections.abc import Callable
 from pathlib import Path
 
 import lithify
+from lithify.assemble.building import BuildResult
 from lithify.cli import display, results
 from lithify.cli.commands import Options
 from lithify.errors import LithifyError
 from lithify.platforms import host_platform
+from lithify.read.settings import Settings
 from lithify.use.running import Server, serving
 
 FAMILY = Path(__file__).resolve().parent.parent / "families" / "pypi"
 IMAGE = "base-notebook"
 
 
-def main() -> int:
-    """Run the demonstration; the process's exit code."""
+def guarded(demonstration: Callable[[], None]) -> int:
+    """Run a demonstration; the process's exit code."""
     try:
-        demonstrate()
+        demonstration()
     except LithifyError as error:
         display.tell(error.message, details=error.details, hint=error.hint)
         return 1
@@ -47,20 +50,26 @@ def demonstrate() -> None:
     for line in results.build_lines(built):
         say(line)
     result = built[-1]
+    answered = started(result, settings)
+    (image,) = result.platforms
+    say(f"size    {display.size(image.size)} compressed, in {image.layers} layers")
+    done = "to see that nothing changed" if result.unchanged else "to build"
+    say(f"time    {result.seconds:.1f} s {done}, {answered:.1f} s until JupyterLab answered")
+    say(f"digest  {result.digest}")
+    say(f"store   {settings.store}")
+    say(f"\nTo keep it running: .venv/bin/lithify run {IMAGE}")
+
+
+def started(result: BuildResult, settings: Settings) -> float:
+    """Start JupyterLab of an image, ask it, stop it; the seconds until it answered."""
     say("Starting JupyterLab in the sandbox (the first time, the image is unpacked for it)")
     began = time.monotonic()
     with display.progress(Options()) as report, serving(result.name, settings=settings, report=report) as server:
         status = status_of(server)
-        started = time.monotonic() - began
+        seconds = time.monotonic() - began
         say(f"JupyterLab answers: {json.dumps(status)}")
     say("JupyterLab is stopped.\n")
-    (image,) = result.platforms
-    say(f"size    {display.size(image.size)} compressed, in {image.layers} layers")
-    done = "to see that nothing changed" if result.unchanged else "to build"
-    say(f"time    {result.seconds:.1f} s {done}, {started:.1f} s until JupyterLab answered")
-    say(f"digest  {result.digest}")
-    say(f"store   {settings.store}")
-    say(f"\nTo keep it running: .venv/bin/lithify run {IMAGE}")
+    return seconds
 
 
 def status_of(server: Server) -> object:
@@ -81,4 +90,4 @@ def say(line: str) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(guarded(demonstrate))

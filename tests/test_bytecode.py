@@ -27,7 +27,7 @@ class C:
 @pytest.fixture(scope="module")
 def compiler() -> Iterator[Compiler]:
     # The interpreter itself: a virtual environment below /tmp would not be seen in the sandbox.
-    with compiling(Interpreter(Path("/"), str(Path(sys.executable).resolve()))) as running:
+    with compiling(Interpreter((Path("/"),), str(Path(sys.executable).resolve()))) as running:
         yield running
 
 

@@ -271,9 +271,9 @@ def test_a_start_that_runs_nothing_is_refused(
 
 def test_a_base_s_variables_stay_below_the_contract_s_and_its_path_behind() -> None:
     base = {"CUDA_VERSION": "13.0", "LANG": "C", "PATH": "/usr/local/cuda/bin:/usr/bin"}
-    found = contract.image_environment("ml", base, {"EXTRA": "1"})
+    found = contract.image_environment("ml", base, {}, {"EXTRA": "1"})
     assert found["CUDA_VERSION"] == "13.0"
     assert found["LANG"] == "C.UTF-8"
     assert found["PATH"] == f"{runtime.PREFIX}/bin:{runtime.CONDA_DIR}/bin:/usr/local/cuda/bin:/usr/bin"
     assert found["EXTRA"] == "1"
-    assert contract.image_environment("x", {}, {})["PATH"] == runtime.ENVIRONMENT["PATH"]
+    assert contract.image_environment("x", {}, {}, {})["PATH"] == runtime.ENVIRONMENT["PATH"]

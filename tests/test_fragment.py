@@ -42,7 +42,7 @@ PACKAGES = f"srv/conda/envs/notebook/lib/python{families.HOST_PYTHON}/site-packa
 def interpreter(python_layout: Path) -> Interpreter:
     layout = open_store(python_layout)
     root = root_filesystem(layout, manifest_for(layout, "test/base", LINUX_AMD64).layers)
-    return Interpreter(root, f"/usr/bin/python{families.HOST_PYTHON}")
+    return Interpreter((root,), f"/usr/bin/python{families.HOST_PYTHON}")
 
 
 def recipe(store: Store, wheel: families.Wheel, interpreter: Interpreter | None = None) -> Recipe:

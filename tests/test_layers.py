@@ -5,24 +5,19 @@ from __future__ import annotations
 import hashlib
 import io
 import tarfile
-from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
 import families
 from lithify.assemble.contract import environment_layer
 from lithify.assemble.layers import (
     DamagedFragment,
     describe,
-    find_conflicts,
     find_layer,
     join_fragments,
     layer_key,
     write_contents,
 )
-from lithify.errors import LithifyError
 from lithify.fragment.fragment import Fragment, Recipe, find_fragment, make_fragment
 from lithify.lockfile import Package
 from lithify.plan import PlannedLayer
@@ -156,61 +151,3 @@ def test_contents_of_ours_are_written_once(store: Store) -> None:
     assert first[1].diff_id == f"sha256:{hashlib.sha256(data).hexdigest()}"
     with tarfile.open(fileobj=io.BytesIO(data)) as archive:
         assert len(archive.getnames()) == len(contents.members)
-
-
-# -- conflicts -----------------------------------------------------------------------------------------------------
-
-
-def fake(paths: dict[str, str]) -> Fragment:
-    return Fragment("key", Path("/nowhere"), "0" * 64, 0, "", paths)
-
-
-def conflict(*contents: dict[str, str]) -> str:
-    packages = {families.wheel(f"p{number}").package(): fake(paths) for number, paths in enumerate(contents)}
-    with pytest.raises(LithifyError) as caught:
-        find_conflicts(packages)
-    assert caught.value.details is not None and caught.value.hint
-    return caught.value.details
-
-
-def test_equal_files_are_no_conflict() -> None:
-    packages = {families.wheel(f"p{n}").package(): fake({"a/x": "same", f"a/{n}": str(n)}) for n in range(3)}
-    find_conflicts(packages)
-
-
-def test_different_files_are_a_conflict() -> None:
-    assert conflict({"a/x": "1"}, {"a/x": "2"}) == "p0 1.0 and p1 1.0: /a/x"
-    assert conflict({"a/x": "1", "a/y": "1"}, {"a/x": "2", "a/y": "2"}) == "p0 1.0 and p1 1.0: /a/x and 1 more"
-
-
-def test_every_pair_is_named() -> None:
-    assert conflict({"x": "1", "y": "1"}, {"x": "2"}, {"y": "2"}).splitlines() == [
-        "p0 1.0 and p1 1.0: /x",
-        "p0 1.0 and p2 1.0: /y",
-    ]
-
-
-def test_a_file_and_a_folder_are_a_conflict() -> None:
-    assert conflict({"a/x/y": "1"}, {"a/x": "1"}) in ("p1 1.0 and p0 1.0: /a/x", "p0 1.0 and p1 1.0: /a/x")
-    assert "/a" in conflict({"a/x/y/z": "1"}, {"a": "1"})
-
-
-paths = st.lists(st.sampled_from(["a", "b", "c"]), min_size=1, max_size=3).map("/".join)
-
-
-@settings(suppress_health_check=[HealthCheck.too_slow])
-@given(st.lists(st.dictionaries(paths, st.sampled_from("12"), max_size=4), min_size=1, max_size=4))
-def test_conflicts_are_found_exactly_where_they_are(contents: list[dict[str, str]]) -> None:
-    files: dict[str, set[str]] = {}
-    for one in contents:
-        for path, value in one.items():
-            files.setdefault(path, set()).add(value)
-    expected = any(len(values) > 1 for values in files.values())
-    expected = expected or any(other.startswith(f"{path}/") for path in files for other in files)
-    packages = {families.wheel(f"p{number}").package(): fake(one) for number, one in enumerate(contents)}
-    try:
-        find_conflicts(packages)
-    except LithifyError:
-        assert expected
-    else:
-        assert not expected

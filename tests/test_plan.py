@@ -90,3 +90,8 @@ def test_an_artefact_that_a_parent_dropped_belongs_to_the_child() -> None:
 
 def test_planned_layers_are_values() -> None:
     assert PlannedLayer(0, "x", ()) == PlannedLayer(0, "x", ())
+
+
+def test_packages_of_unknown_size_are_spread() -> None:
+    layers = plan_layers([[package(f"p{number}", 0) for number in range(200)]], 90)
+    assert len(layers) == 8

@@ -154,8 +154,8 @@ def test_the_order_of_work_does_not_matter(
             results = {number: function(*calls[number]) for number in order}
             return iter([results[number] for number in range(len(calls))])
 
-    monkeypatch.setattr(fragment, "make_fragments", shuffled)
-    monkeypatch.setattr("concurrent.futures.ThreadPoolExecutor", Backwards)
+    monkeypatch.setattr("lithify.assemble.packages.make_fragments", shuffled)
+    monkeypatch.setattr("lithify.assemble.packages.ThreadPoolExecutor", Backwards)
     assert digests(lithify.build(family, settings=replace(cold, jobs=1))[-1]) == expected
     assert len(done) > 10
 

@@ -9,8 +9,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from lithify.errors import InputError
-from lithify.read.family import Image
-from lithify.read.requirements import Requirements, configuration_folder, lock_path, read_requirements
+from lithify.read.family import Image, read_family
+from lithify.read.requirements import Requirements, configuration_folder, documents, lock_path, read_requirements
 
 
 def image(folder: Path, **files: str) -> Image:
@@ -286,3 +286,108 @@ def test_files_that_would_be_skipped_are_an_error(tmp_path: Path, name: str) -> 
     (tmp_path / name).write_text("")
     with pytest.raises(InputError, match=r"not supported yet|the family has none"):
         read_requirements(Image("image", tmp_path))
+
+
+# -- conda -------------------------------------------------------------------------------------------------
+
+
+def conda_family(folder: Path, conda: str = "[conda]\n", images: str = "[images.one]\n") -> Path:
+    (folder / "one").mkdir(exist_ok=True)
+    (folder / "lithify.toml").write_text(f'[base]\ndebian = "trixie"\n{conda}{images}')
+    return folder
+
+
+def facts(folder: Path) -> dict[str, bytes]:
+    family = read_family(folder)
+    return documents(family, family.lineage("one"))
+
+
+def test_environments_are_read_for_both_platforms_and_are_part_of_what_is_locked(tmp_path: Path) -> None:
+    conda_family(tmp_path)
+    (tmp_path / "one" / "more.txt").write_text("two  # why\n")
+    (tmp_path / "one" / "environment.yaml").write_text(
+        "dependencies:\n- python=3.12\n- mkl  # [linux64]\n- pip:\n  - -r more.txt\n"
+    )
+    found = read_requirements(read_family(tmp_path).image("one"))
+    read = {str(platform): [s.name for s in file.specs] for platform, file in found.environments["notebook"].items()}
+    assert read == {"linux/amd64": ["python", "mkl"], "linux/arm64": ["python"]}
+    content = facts(tmp_path)
+    assert content["one: one/more.txt"] == b"two\n"
+    assert b"mkl" in content["one: one/environment.yaml"]
+
+
+def test_two_files_for_one_environment_are_an_error(tmp_path: Path) -> None:
+    conda_family(tmp_path)
+    for name in ("environment.yml", "environment.yaml"):
+        (tmp_path / "one" / name).write_text("dependencies: [python]\n")
+    with pytest.raises(InputError, match="keep one of them"):
+        facts(tmp_path)
+
+
+def test_what_the_family_says_of_conda_is_part_of_what_is_locked(tmp_path: Path) -> None:
+    seen = [
+        facts(conda_family(tmp_path, conda, images))["lithify.toml"]
+        for conda, images in (
+            ("", "[images.one]\n"),
+            ("[conda]\n", "[images.one]\n"),
+            ('[conda]\nchannels = ["a"]\n', "[images.one]\n"),
+            ('[conda]\nrequire = ["pangeo-notebook"]\n', "[images.one]\n"),
+            ("[conda]\n", '[images.one.virtual-packages]\n__cuda = "12.9"\n'),
+            ("[conda]\n", '[images.one.virtual-packages."linux/amd64"]\n__cuda = "12.9"\n'),
+            ("[conda]\n", "[images.one.environments.base]\n"),
+            ("[conda]\n", '[images.one.environments.base]\nprefix = "/opt/base"\n'),
+        )
+    ]
+    assert len(set(seen)) == len(seen)
+    assert seen[0] == b"python 3.13\ndebian trixie\nplatform linux/amd64\n"  # as before there was conda
+
+
+def test_a_channels_token_is_no_part_of_what_is_locked(tmp_path: Path) -> None:
+    conda_family(tmp_path, '[conda]\nchannels = ["https://a.invalid/t/sesame/c"]\n')
+    assert b"sesame" not in b"".join(facts(tmp_path).values())
+
+
+def test_virtual_packages_are_read_as_conda_lock_reads_them(tmp_path: Path) -> None:
+    conda_family(tmp_path)
+    path = tmp_path / "one" / "virtual-packages.yml"
+    path.write_text(
+        'subdirs:\n  linux-64:\n    packages:\n      __glibc: "2.17"\n      __cuda: "12.9"  # why\n'
+        "  osx-64: {packages: {}}\n"
+    )
+    found = read_requirements(read_family(tmp_path).image("one"))
+    assert found.virtual_packages == {"linux-64": {"__glibc": "2.17", "__cuda": "12.9"}, "osx-64": {}}
+    assert b"12.9" in facts(tmp_path)["one: one/virtual-packages.yml"]
+    path.unlink()
+    assert read_requirements(read_family(tmp_path).image("one")).virtual_packages is None
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("", "must be a mapping"),
+        ("{}\n", "no `subdirs`"),
+        ("subdirs:\n  linux-46: {}\n", ":2: unknown key `linux-46`"),
+        ("subdirs:\n  linux-64:\n    package: {}\n", "did you mean `packages`?"),
+        ("subdirs:\n  linux-64:\n    packages:\n      glibc: '2'\n", ":4: `glibc` is no virtual package"),
+        ("subdirs:\n  linux-64:\n    packages:\n      __glibc: 2.10\n", 'put it in quotes: "2.10"'),
+    ],
+)
+def test_a_wrong_virtual_package_is_named_with_its_line(tmp_path: Path, text: str, said: str) -> None:
+    conda_family(tmp_path)
+    (tmp_path / "one" / "virtual-packages.yml").write_text(text)
+    with pytest.raises(InputError, match=r"virtual-packages\.yml") as caught:
+        facts(tmp_path)
+    assert said in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["condarc.yml", "dask_config.yml"])
+def test_configuration_that_is_copied_must_be_yaml(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_text("a:\n  - b\nc: [\n")
+    with pytest.raises(InputError, match=rf"{name}:\d: not valid YAML"):
+        read_requirements(Image("image", tmp_path))
+    (tmp_path / name).write_text("- a\n")
+    with pytest.raises(InputError, match=rf"{name}:1: .*must be a mapping"):
+        read_requirements(Image("image", tmp_path))
+    (tmp_path / name).write_bytes(b"# nothing\r\n")
+    found = read_requirements(Image("image", tmp_path))
+    assert b"# nothing\r\n" in (found.condarc, found.dask_config)

@@ -154,7 +154,7 @@ def test_a_child_that_needs_another_version_than_its_parent_gets_it(workshop: Wo
     assert workshop.versions("parent")["one"] == "1.0"
     assert workshop.versions("child")["one"] == "2.0"
     (warning,) = (event.message for event in workshop.events if event.kind == "warning")
-    assert "`child` has one 2.0, its parent `parent` 1.0" in warning
+    assert "`child` has 1 package otherwise than its parent `parent`: one 2.0 (1.0)" in warning
 
 
 def test_parents_without_a_lock_are_locked_first(workshop: Workshop) -> None:

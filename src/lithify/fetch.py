@@ -1,9 +1,9 @@
 """Fetch: the locked artefacts, from wherever their sources are served, into the store's cache by sha256.
 
 Every byte is hashed while it streams in, and an artefact appears in the cache only when it has the size and the
-sha256 that the lock says. A download that breaks off goes on where it stopped (RFC 9110, section 14, range
-requests), in the next attempt or the next build; one that is refused for now (429, 5xx, no name, no connection) is
-tried again, after the time the server asks for or a growing one.
+sha256 that the lock says (the sha256 alone, where no index told the size). A download that breaks off goes on where it
+stopped (RFC 9110, section 14, range requests), in the next attempt or the next build; one that is refused for now (429,
+5xx, no name, no connection) is tried again, after the time the server asks for or a growing one.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import re
 import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 from urllib.parse import unquote, urlsplit, urlunsplit
@@ -37,6 +37,12 @@ if TYPE_CHECKING:
 
 # More cold connections than this at once make some name servers give up.
 CONNECTIONS = 4
+
+# The most bytes of an artefact whose size nobody says; and what is taken for its size where gains are judged.
+_MOST = 16 << 30
+_ASSUMED = 10 << 20
+
+_TOKEN = re.compile(r"/t/[^/]+(?=/)")
 
 _TRY_AGAIN = {408, 425, 429, 500, 502, 503, 504}
 
@@ -97,9 +103,52 @@ def fetch(
     return paths
 
 
+def learned(
+    store: Store,
+    package: Package,
+    url: str,
+    *,
+    offline: bool = False,
+    report: Report = silent,
+    patience: Patience = PATIENT,
+) -> Package:
+    """``package``, which has no sha256 yet, with that of what ``url`` serves, and its size; it is in the cache then.
+
+    Where its ``md5`` is known, the file must have that.
+
+    Raises:
+        FetchError: when it cannot be had, or has another md5.
+    """
+    key = hashlib.sha256(f"{package.source}\n{package.file}\n{package.md5}".encode()).hexdigest()
+    if package.md5 and (known := store.record("learned", key)):
+        return replace(package, sha256=str(known["sha256"]), size=int(known["size"]))
+    if offline:
+        raise FetchError(
+            f"the sha256 of {package.name} {package.version} is not known, and the network is not to be used (offline)",
+            details=_listing([package]),
+            hint="run the same command once without --offline",
+        )
+    with store.scratch("learn") as folder, friendly_disk_errors(store.root):
+        partial = folder / "artefact"
+        with http_client(patience) as client:
+            _Downloads(store, {package: url}, report, patience).attempts(client, package, partial)
+        with partial.open("rb") as file:
+            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+        found = replace(package, sha256=sha256, size=_size(partial))
+        _install(partial, store.artefact_path(sha256))
+    if package.md5:
+        store.write_record("learned", key, {"sha256": sha256, "size": found.size})
+    return found
+
+
 def http_client(patience: Patience = PATIENT) -> httpx.Client:
-    """A client that trusts what the system trusts, and follows the environment's proxies and netrc."""
+    """A client that trusts what the system trusts, follows the environment's proxies, and knows the user's credentials.
+
+    Those are ``~/.netrc``'s and rattler's; see `lithify.sources.conda.credentials`.
+    """
     import httpx
+
+    from lithify.sources.conda.credentials import authentication
 
     return httpx.Client(
         verify=_trust(),
@@ -107,6 +156,7 @@ def http_client(patience: Patience = PATIENT) -> httpx.Client:
         timeout=httpx.Timeout(patience.silence, connect=patience.connect, pool=None),
         limits=httpx.Limits(max_connections=2 * CONNECTIONS, max_keepalive_connections=CONNECTIONS),
         headers={"User-Agent": "lithify"},
+        auth=authentication(),
     )
 
 
@@ -117,7 +167,9 @@ def shown(url: str) -> str:
     except ValueError:
         return "an address that is not valid"
     host = parts.netloc.rpartition("@")[2]
-    return urlunsplit((parts.scheme, host, parts.path, "", ""))
+    # A conda channel's token is a part of the path, which a Debian archive's `pool/main/t/tree` looks like.
+    path = parts.path if "/pool/" in parts.path else _TOKEN.sub("", parts.path, count=1)
+    return urlunsplit((parts.scheme, host, path, "", ""))
 
 
 def _trust() -> ssl.SSLContext:
@@ -141,16 +193,16 @@ def _missing(store: Store, packages: Sequence[Package], report: Report) -> list[
     for package in packages:
         first = seen.setdefault(package.sha256, package)
         if first is not package:
-            if first.size != package.size:
+            if first.size != package.size and first.size and package.size:
                 raise InputError(
                     f"{first.name} and {package.name} are locked with one sha256 and two sizes, "
                     f"{first.size} and {package.size} bytes",
-                    hint="make the lock anew with `lithify lock`",
+                    hint="remove the lock, and make it anew with `lithify lock`",
                 )
             continue
         path = store.artefact_path(package.sha256)
         known = path.exists()
-        if store.verified(path, f"sha256:{package.sha256}", package.size):
+        if _verified(store, package):
             continue
         if known:
             report(
@@ -163,6 +215,12 @@ def _missing(store: Store, packages: Sequence[Package], report: Report) -> list[
             )
         missing.append(package)
     return missing
+
+
+def _verified(store: Store, package: Package) -> bool:
+    """Whether the cache has the artefact, and has it whole."""
+    path = store.artefact_path(package.sha256)
+    return store.verified(path, f"sha256:{package.sha256}", package.size or _size(path))
 
 
 def _addresses(missing: Sequence[Package], sources: Mapping[str, Source], report: Report) -> dict[Package, str]:
@@ -181,7 +239,7 @@ def _addresses(missing: Sequence[Package], sources: Mapping[str, Source], report
         raise FetchError(
             f"no address is known for {_count(lost)}",
             details=_listing(lost),
-            hint="`lithify lock` locks what is served today",
+            hint="`lithify lock --upgrade-package NAME` chooses from what is served now",
         )
     return addresses
 
@@ -229,7 +287,8 @@ class _Downloads:
         self._lock = threading.Lock()
         self._done: dict[str, int] = {}
         self._shown = 0.0
-        self._total = sum(package.size for package in addresses)
+        # Unknown where one of the sizes is.
+        self._total = sum(p.size for p in addresses) if all(p.size for p in addresses) else None
 
     def run(self, jobs: int) -> None:
         # The largest first, so that none of them is left to the end alone.
@@ -267,7 +326,8 @@ class _Downloads:
                     thread.join(timeout=0.5)
         if refused:
             raise _together(refused)
-        self.report(Event("fetch", "finish", task="fetch", done=self._total, total=self._total, unit="bytes"))
+        done = sum(self._done.values())
+        self.report(Event("fetch", "finish", task="fetch", done=done, total=done, unit="bytes"))
 
     def report(self, event: Event) -> None:
         with self._lock:
@@ -290,14 +350,14 @@ class _Downloads:
         partial = self.store.root / "tmp" / "partial" / package.sha256
         try:
             with self.store.lock(f"fetch-{package.sha256}"), friendly_disk_errors(self.store.root):
-                if not self.store.verified(destination, f"sha256:{package.sha256}", package.size):
+                if not _verified(self.store, package):
                     self.attempts(client, package, partial)
                     _install(partial, destination)
         except _ServerError:
             raise
         except FetchError as error:
             return error
-        self.progress(package, package.size)
+        self.progress(package, package.size or _size(destination))
         return None
 
     def attempts(self, client: httpx.Client, package: Package, partial: Path) -> None:
@@ -321,7 +381,8 @@ class _Downloads:
             except _Passing as error:
                 # Small gains do not count, or a server that drips would be asked for ever.
                 gained = _size(partial) - before
-                failures = 1 if gained > 0 and gained * 20 >= package.size else failures + 1
+                whole = package.size or _ASSUMED
+                failures = 1 if gained > 0 and gained * 20 >= whole else failures + 1
                 if failures >= self.patience.attempts:
                     raise _ServerError(
                         f"{package.name} {package.version} could not be fetched: {error}",
@@ -346,9 +407,10 @@ class _Downloads:
         """Go on from what ``partial`` holds, to the end."""
         with partial.open("a+b") as file:
             content = _Content(file, package.size)
-            if content.size < package.size or not content.size:
+            if not content.ends(package.sha256):
                 began = time.monotonic(), content.size
-                with _opened(client, self.addresses[package], content) as chunks:
+                what = f"{package.name} {package.version} of {package.source}"
+                with _opened(client, self.addresses[package], content, what) as chunks:
                     for chunk in chunks:
                         content.append(chunk)
                         if self.stop.is_set():
@@ -357,9 +419,11 @@ class _Downloads:
                         began = self.checked_speed(began, content.size)
             file.flush()
             os.fsync(file.fileno())
-        if content.size < package.size:
-            raise _Passing(f"the server ended the file after {content.size} of {package.size} bytes")
-        if content.digest.hexdigest() != package.sha256:
+        if content.size < content.expected:
+            raise _Passing(f"the server ended the file after {content.size} of {content.expected} bytes")
+        if not package.sha256:
+            _check_md5(package, partial)
+        elif content.digest.hexdigest() != package.sha256:
             raise _Wrong(f"expected sha256 {package.sha256}\nfound    sha256 {content.digest.hexdigest()}")
 
     def checked_speed(self, began: tuple[float, int], size: int) -> tuple[float, int]:
@@ -372,8 +436,17 @@ class _Downloads:
         return time.monotonic(), size
 
 
+def _check_md5(package: Package, path: Path) -> None:
+    """Check what a lock of another tool says, which knows no better digest."""
+    if package.md5:
+        with path.open("rb") as file:
+            found = hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
+        if found != package.md5:
+            raise _Wrong(f"expected md5 {package.md5}\nfound    md5 {found}")
+
+
 class _Content:
-    """A file that grows to ``expected`` bytes, hashed on the way."""
+    """A file that grows to ``expected`` bytes (0: nobody has said yet how many), hashed on the way."""
 
     def __init__(self, file: BinaryIO, expected: int) -> None:
         self.file = file
@@ -383,6 +456,10 @@ class _Content:
         file.seek(0)
         while chunk := file.read(CHUNK):
             self._count(chunk)
+
+    def ends(self, sha256: str) -> bool:
+        """Whether nothing is missing."""
+        return self.size >= self.expected > 0 or (self.size > 0 and self.digest.hexdigest() == sha256)
 
     def restart(self) -> None:
         self.file.truncate(0)
@@ -396,15 +473,18 @@ class _Content:
     def _count(self, chunk: bytes) -> None:
         self.size += len(chunk)
         self.digest.update(chunk)
-        if self.size > self.expected:
-            raise _Wrong(f"expected {self.expected} bytes\nfound    more")
+        if self.size > (self.expected or _MOST):
+            raise _Wrong(f"expected {self.expected or f'at most {_MOST}'} bytes\nfound    more")
 
 
 @contextlib.contextmanager
-def _opened(client: httpx.Client, url: str, content: _Content) -> Iterator[Iterable[bytes]]:
-    """What ``url`` holds after the bytes that ``content`` has (which is emptied where all of it comes again)."""
+def _opened(client: httpx.Client, url: str, content: _Content, what: str) -> Iterator[Iterable[bytes]]:
+    """What ``url`` holds after the bytes that ``content`` has (which is emptied where all of it comes again).
+
+    ``what`` it is, is for messages.
+    """
     if url.startswith("file:"):
-        with _opened_file(url, content) as chunks:
+        with _opened_file(url, content, what) as chunks:
             yield chunks
         return
     import httpx
@@ -415,10 +495,10 @@ def _opened(client: httpx.Client, url: str, content: _Content) -> Iterator[Itera
         headers["Range"] = f"bytes={content.size}-"
     try:
         with client.stream("GET", url, headers=headers) as response:
-            _check_status(response, url, content)
+            _check_status(response, url, content, what)
             yield response.iter_raw()
     except (httpx.UnsupportedProtocol, httpx.TooManyRedirects, httpx.InvalidURL) as error:
-        raise FetchError(f"{shown(url)} cannot be fetched: {_said(error, url)}") from None
+        raise FetchError(f"{what} cannot be fetched from {shown(url)}: {_said(error, url)}") from None
     except httpx.TimeoutException as error:
         cause = "no connection in time" if isinstance(error, httpx.ConnectTimeout) else "the server is silent"
         raise _Passing(cause) from None
@@ -432,7 +512,7 @@ def _opened(client: httpx.Client, url: str, content: _Content) -> Iterator[Itera
         raise _Passing(_said(error, url)) from None
 
 
-def _check_status(response: httpx.Response, url: str, content: _Content) -> None:
+def _check_status(response: httpx.Response, url: str, content: _Content, what: str) -> None:
     """Raise unless the body that follows is the rest of ``content``, or all of it (which is emptied then)."""
     status = response.status_code
     if status == 206 and content.size:
@@ -454,20 +534,28 @@ def _check_status(response: httpx.Response, url: str, content: _Content) -> None
     hint = f"see {shown(url)}"
     if status in (404, 410):
         hint = (
-            "the source no longer has the file: `lithify lock` locks what is served today; a mirror may still have it"
+            "the source no longer has the file: `lithify lock --upgrade-package NAME` chooses from what is served now; "
+            "a mirror may still have it"
         )
     elif status in (401, 403, 407):
         hint = "credentials belong in ~/.netrc, or in the address of the source in the settings"
-    raise FetchError(f"{shown(url)} cannot be fetched: {said}", hint=hint)
+        if what.rpartition(" of ")[2].startswith("conda/"):
+            hint = (
+                "credentials belong in rattler's file of them (RATTLER_AUTH_FILE, ~/.rattler/credentials.json), or "
+                "in ~/.netrc"
+            )
+    raise FetchError(f"{what} cannot be fetched from {shown(url)}: {said}", hint=hint)
 
 
 def _check_length(announced: str, content: _Content) -> None:
+    if not content.expected and announced.isdecimal() and 0 < int(announced) <= _MOST:
+        content.expected = int(announced)
     if announced.isdecimal() and int(announced) != content.expected:
         raise _Wrong(f"expected {content.expected} bytes\nfound    {announced} bytes")
 
 
 @contextlib.contextmanager
-def _opened_file(url: str, content: _Content) -> Iterator[Iterable[bytes]]:
+def _opened_file(url: str, content: _Content, what: str) -> Iterator[Iterable[bytes]]:
     path = Path(unquote(urlsplit(url).path))
     try:
         with path.open("rb") as file:
@@ -479,7 +567,7 @@ def _opened_file(url: str, content: _Content) -> Iterator[Iterable[bytes]]:
         if error.filename != str(path):
             raise  # of what is written, not of what is read
         raise FetchError(
-            f"{path} cannot be read: {error.strerror}",
+            f"{what}: {path} cannot be read: {error.strerror}",
             hint="the source is a folder of this machine: see [sources] in the settings",
         ) from None
 

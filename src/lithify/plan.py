@@ -23,6 +23,7 @@ from lithify.lockfile import Package
 
 ALONE = 4_000_000  # bytes of artefact: below, a layer's own cost (a request, a mount) outweighs its reuse
 BUCKET = 8_000_000  # bytes of artefacts that a bucket should hold
+UNKNOWN = 1_000_000  # bytes that an artefact is taken to have where its channel does not say (on average 2 MB)
 
 
 @dataclass(frozen=True)
@@ -45,14 +46,14 @@ def plan_layers(levels: Sequence[Sequence[Package]], room: int) -> tuple[Planned
 
 
 def _plan_level(level: int, packages: Sequence[Package], room: int) -> list[PlannedLayer]:
-    by_size = sorted(packages, key=lambda package: (-package.size, package.source, package.name))
-    large = [package for package in by_size if package.size >= ALONE]
+    by_size = sorted(packages, key=lambda package: (-_size(package), package.source, package.name, package.environment))
+    large = [package for package in by_size if _size(package) >= ALONE]
     # A quarter of the room is for buckets, which also take the large packages that find no room alone.
     limit = max(1, room // 4)
     alone = large if len(large) == len(by_size) <= room else large[: room - limit]
     rest = by_size[len(alone) :]
     layers = [PlannedLayer(level, package.name, (package,)) for package in alone]
-    buckets = _bucket_count(sum(package.size for package in rest), limit)
+    buckets = _bucket_count(sum(map(_size, rest)), limit)
     filled: dict[int, list[Package]] = {}
     for package in rest:
         filled.setdefault(_bucket(package, buckets), []).append(package)
@@ -60,6 +61,10 @@ def _plan_level(level: int, packages: Sequence[Package], room: int) -> list[Plan
         members = tuple(sorted(filled[number]))
         layers.append(PlannedLayer(level, f"bucket {number + 1} of {buckets}", members))
     return layers
+
+
+def _size(package: Package) -> int:
+    return package.size or UNKNOWN
 
 
 def _bucket_count(size: int, limit: int) -> int:

@@ -1,29 +1,37 @@
 """``lithify lock``: requirement files in, ``lithify.lock`` out, for every platform of the family.
 
-A lock changes as little as it can: what is locked stays while the requirements allow it, and a child takes its
-parents' choices, so that it shares their layers. `created` moves only when a package does.
+A lock changes as little as it can: one that answers its requirement files stays as it is, what is locked stays while
+the requirements allow it, and a child takes its parents' choices, so that it shares their layers. `created` moves only
+when a package does.
 """
 
 from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
-from datetime import UTC, datetime
+from dataclasses import dataclass, field, replace
+from datetime import UTC, date, datetime, time, timedelta
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from packaging.utils import canonicalize_name
 
 from lithify.errors import HostError, InputError
-from lithify.lockfile import Lock, Package, fingerprint, read_lock, write_lock
+from lithify.lockfile import NOTEBOOK, Lock, Package, fingerprint, read_lock, write_lock
 from lithify.platforms import Platform
 from lithify.progress import Event, Report, silent
 from lithify.read.family import DebianBase, Family, Image, read_family
-from lithify.read.requirements import Requirements, documents, lock_path, read_requirements
+from lithify.read.requirements import Indexes, Requirements, documents, lock_path, read_requirements
 from lithify.read.settings import Settings, read_settings
+from lithify.versions import is_newer
 
+if TYPE_CHECKING:
+    from lithify.sources.conda import resolve as conda_resolve
+
+# How many packages a warning names.
+_NAMED = 8
 # The C library of a base, which decides what wheels it runs.
 _GLIBC = {"bookworm": (2, 36), "trixie": (2, 41)}
 
@@ -32,16 +40,26 @@ _GLIBC = {"bookworm": (2, 36), "trixie": (2, 41)}
 class LockResult:
     """What locking one image gave: the lock, and how it differs from the one before.
 
-    ``changed`` pairs a platform's old package with its new one. ``written`` is false where nothing had to be.
+    ``up``, ``down`` and ``rebuilt`` pair a platform's old package with its new one, of a newer, an older and the same
+    version. ``new_bytes`` is what is to be downloaded anew, by platform, as far as sizes are known. ``written`` is
+    false where nothing had to be.
     """
 
     image: str
     path: Path
     lock: Lock
-    added: tuple[Package, ...]
-    removed: tuple[Package, ...]
-    changed: tuple[tuple[Package, Package], ...]
-    written: bool
+    added: tuple[Package, ...] = ()
+    removed: tuple[Package, ...] = ()
+    up: tuple[tuple[Package, Package], ...] = ()
+    down: tuple[tuple[Package, Package], ...] = ()
+    rebuilt: tuple[tuple[Package, Package], ...] = ()
+    new_bytes: Mapping[str, int] = field(default_factory=dict)
+    written: bool = False
+
+    @property
+    def changed(self) -> tuple[tuple[Package, Package], ...]:
+        """All pairs of an old package and its new one."""
+        return tuple(sorted((*self.up, *self.down, *self.rebuilt)))
 
 
 def lock(
@@ -50,21 +68,28 @@ def lock(
     *,
     upgrade: bool = False,
     upgrade_packages: Sequence[str] = (),
+    exclude_newer: str | datetime | None = None,
     check: bool = False,
     settings: Settings | None = None,
     report: Report = silent,
 ) -> tuple[LockResult, ...]:
     """Lock ``images`` (all of the family where none is named), and their parents that have no lock yet.
 
-    ``upgrade`` chooses the newest versions that the requirements allow; ``upgrade_packages`` does so for the packages
-    named. ``check`` writes nothing, needs no network, and raises where a lock does not answer its requirement files.
+    A lock that answers its requirement files stays as it is unless something is asked for: ``upgrade`` chooses the
+    newest versions that the requirements allow; ``upgrade_packages`` does so for the packages named, and moves what
+    they need moved; ``exclude_newer`` leaves out what was published after that moment (see `moment`). ``check`` writes
+    nothing, needs no network, and raises where a lock does not answer its requirement files.
 
     Raises:
         InputError: for wrong requirement files, a parent's lock that is out of date, or a failed ``check``.
         UnsatisfiableError: where no versions fit, with the resolver's explanation.
-        FetchError: where an index or a mirror does not answer.
+        FetchError: where an index, a channel or a mirror does not answer.
+        HostError: where a solver dies.
     """
     settings = settings or read_settings()
+    newest = moment(exclude_newer) if isinstance(exclude_newer, str) else exclude_newer
+    if newest is not None and newest.tzinfo is None:
+        raise InputError(f"{newest.isoformat()} has no time zone", hint="add one, such as UTC")
     read = read_family(Path(family))
     names = read.select(tuple(images))
     if check:
@@ -72,8 +97,27 @@ def lock(
     wanted = [name for name in read.images if name in names or _is_missing_parent(read, name, names)]
     _refuse_stale_parents(read, wanted)
     _note_parents_own(read, wanted, upgrade_packages, report)
-    keep = _Keep(upgrade, frozenset(canonicalize_name(name) for name in upgrade_packages))
-    return tuple(_locked(read, read.images[name], keep, settings, report) for name in wanted)
+    ask = _Ask(upgrade, frozenset(canonicalize_name(name) for name in upgrade_packages), newest)
+    return tuple(_locked(read, read.images[name], ask, settings, report) for name in wanted)
+
+
+def moment(text: str) -> datetime:
+    """The moment that ``text`` names, in UTC: an ISO 8601 time with its zone, or a date, which is the end of that day.
+
+    Raises:
+        InputError: for anything else, such as a time without a zone: it would be another moment on another machine.
+    """
+    try:
+        if len(text) <= 10:
+            return datetime.combine(date.fromisoformat(text), time(), UTC) + timedelta(days=1)
+        found = datetime.fromisoformat(text)
+    except (ValueError, OverflowError):
+        raise InputError(
+            f"`{text}` is no moment", hint="write a date, 2026-01-31, or a time with its zone, 2026-01-31T12:00:00Z"
+        ) from None
+    if found.tzinfo is None:
+        raise InputError(f"`{text}` has no time zone", hint=f"write {text}Z for UTC, or {text}+01:00")
+    return found.astimezone(UTC)
 
 
 def stale(family: Family, image: Image, lock: Lock) -> bool:
@@ -95,11 +139,18 @@ def fingerprint_of(family: Family, image: Image) -> str:
 
 
 @dataclass(frozen=True)
-class _Keep:
-    """Which of the locked packages may change though they need not."""
+class _Ask:
+    """What is asked for besides an answer to the requirement files: which of the locked packages may change though
+    they need not, and how new packages may be.
+    """
 
-    upgrade: bool
-    packages: frozenset[str]
+    upgrade: bool = False
+    packages: frozenset[str] = frozenset()
+    newest: datetime | None = None
+
+    @property
+    def anything(self) -> bool:
+        return bool(self.upgrade or self.packages or self.newest)
 
     def of(self, packages: Iterable[Package]) -> tuple[Package, ...]:
         """Those of ``packages`` that are to stay as they are."""
@@ -142,59 +193,97 @@ def _note_parents_own(family: Family, wanted: Sequence[str], names: Sequence[str
 def _checked(family: Family, image: Image) -> LockResult:
     path = lock_path(image)
     locked = read_lock(path)
-    covered = {package.platform for package in locked.packages}
-    missing = [str(platform) for platform in family.platforms if locked.packages and platform not in covered]
-    if missing or stale(family, image, locked):
+    if stale(family, image, locked) or not _covers(locked, family.platforms_of(image.name)):
         raise InputError(
             f"{path} does not answer the requirement files of `{image.name}` and its parents as they are now",
             hint=f"`lithify lock {image.name}`, and commit what it writes",
         )
-    return LockResult(image.name, path, locked, (), (), (), False)
+    return LockResult(image.name, path, locked)
+
+
+def _covers(lock: Lock, platforms: Iterable[Platform]) -> bool:
+    """Whether a lock has packages for every platform of an image, or none at all."""
+    covered = {package.platform for package in lock.packages}
+    return not covered or covered >= set(platforms)
 
 
 # -- one image ---------------------------------------------------------------------------------------------
 
 
-def _locked(family: Family, image: Image, keep: _Keep, settings: Settings, report: Report) -> LockResult:
+def _locked(family: Family, image: Image, ask: _Ask, settings: Settings, report: Report) -> LockResult:
     path = lock_path(image)
     old = _old_lock(path, report)
-    parent = read_lock(lock_path(family.images[image.extends])) if image.extends else None
     lineage = tuple(read_requirements(member) for member in family.lineage(image.name))
-    answers: list[Future[tuple[Package, ...]]] = []
-    with ThreadPoolExecutor(max_workers=2 * len(family.platforms)) as pool:
-        for platform in family.platforms:
-            kept = keep.of(old.of(platform)) if old else ()
-            inherited = parent.of(platform) if parent else ()
-            for resolver in (_resolve_pypi, _resolve_debian):
-                job = _Job(family, lineage, platform, kept, inherited, keep.upgrade, settings, report)
-                answers.append(pool.submit(_reported, resolver, job))
-        try:
-            packages = tuple(sorted(package for answer in answers for package in answer.result()))
-        except BaseException:
-            for answer in answers:
-                answer.cancel()
-            raise
+    made_of = fingerprint(documents(family, family.lineage(image.name), lineage))
+    if old and not ask.anything and old.fingerprint == made_of and _covers(old, family.platforms_of(image.name)):
+        return LockResult(image.name, path, old)
+    parent = read_lock(lock_path(family.images[image.extends])) if image.extends else None
+    packages = _resolved(_Job(family, image, lineage, ask, old, parent, settings, report))
     if parent:
         _note_departures(image, parent.packages, packages, report)
     before = old.packages if old else ()
     created = old.created if old and packages == before else _now()
-    made = Lock(fingerprint_of(family, image), created, packages)
+    made = Lock(made_of, created, packages)
     text = write_lock(made)
     written = not path.exists() or path.read_bytes() != text.encode()
     if written:
         _write(path, text)
-    return LockResult(image.name, path, made, *differences(before, packages), written)
+    return _result(image.name, path, before, made, written)
+
+
+def _resolved(job: _Job) -> tuple[Package, ...]:
+    """All packages of an image: every source and platform at the same time."""
+    answers: list[Future[tuple[Package, ...]]] = []
+    resolvers = [_resolve_debian] if job.family.conda else [_resolve_pypi, _resolve_debian]
+    with ThreadPoolExecutor(max_workers=2 * len(job.platforms) + 1) as pool:
+        if job.family.conda:
+            answers.append(pool.submit(_resolve_conda, job))
+        for platform in job.platforms:
+            answers += [pool.submit(_reported, resolver, job, platform) for resolver in resolvers]
+        try:
+            return tuple(sorted(package for answer in answers for package in answer.result()))
+        except BaseException:
+            for answer in answers:
+                answer.cancel()
+            raise
+
+
+def _result(image: str, path: Path, before: Iterable[Package], lock: Lock, written: bool) -> LockResult:
+    before = tuple(before)
+    added, removed, changed = differences(before, lock.packages)
+    up: list[tuple[Package, Package]] = []
+    down: list[tuple[Package, Package]] = []
+    rebuilt: list[tuple[Package, Package]] = []
+    for pair in changed:
+        old, new = pair
+        if old.version == new.version:
+            rebuilt.append(pair)
+        else:
+            (up if is_newer(old.version, new.version, new.kind) else down).append(pair)
+    had = {package.sha256 for package in before}
+    new_bytes: dict[str, int] = {}
+    for package in {package.sha256: package for package in lock.packages if package.sha256 not in had}.values():
+        new_bytes[str(package.platform)] = new_bytes.get(str(package.platform), 0) + package.size
+    return LockResult(image, path, lock, added, removed, tuple(up), tuple(down), tuple(rebuilt), new_bytes, written)
 
 
 def _note_departures(image: Image, parent: Iterable[Package], own: Iterable[Package], report: Report) -> None:
-    """Say so where a child cannot take its parent's choice: the two share less than they might."""
+    """Say so where a child cannot take its parent's choices: the two share less than they might."""
     _, _, changed = differences(parent, own)
-    for name, theirs, ours in sorted({(old.name, old.version, new.version) for old, new in changed}):
-        message = (
-            f"`{image.name}` has {name} {ours}, its parent `{image.extends}` {theirs}: a constraint in the parent that "
-            "suits both would let them share its layer"
-        )
-        report(Event("resolve", "warning", message=message))
+    found = sorted({(old.name, old.version, new.version) for old, new in changed})
+    if not found:
+        return
+    listed = ", ".join(
+        f"{name} {ours} ({theirs})" if ours != theirs else f"{name} {ours} (another build)"
+        for name, theirs, ours in found[:_NAMED]
+    )
+    rest = f" and {len(found) - _NAMED} more" if len(found) > _NAMED else ""
+    packages = "1 package" if len(found) == 1 else f"{len(found)} packages"
+    message = (
+        f"`{image.name}` has {packages} otherwise than its parent `{image.extends}`: {listed}{rest}; a constraint in "
+        "the parent that suits both would let them share its layers"
+    )
+    report(Event("resolve", "warning", message=message))
 
 
 def differences(
@@ -202,12 +291,9 @@ def differences(
 ) -> tuple[tuple[Package, ...], tuple[Package, ...], tuple[tuple[Package, Package], ...]]:
     """What was added, what was removed, and what changed (old, new) between two locks' packages."""
 
-    def by_key(packages: Iterable[Package]) -> dict[tuple[str, str, Platform], Package]:
-        # Debian's sources are one: a package that moves from the suite to its updates is the same package.
-        return {
-            (package.source.partition("/")[0].partition("-")[0], package.name, package.platform): package
-            for package in packages
-        }
+    def by_key(packages: Iterable[Package]) -> dict[tuple[str, str, Platform, str], Package]:
+        # The sources of a kind are one: a package that moves from Debian's suite to its updates is the same package.
+        return {(package.kind, package.name, package.platform, package.environment): package for package in packages}
 
     old, new = by_key(before), by_key(after)
     return (
@@ -219,49 +305,183 @@ def differences(
 
 @dataclass(frozen=True)
 class _Job:
-    """One image on one platform: all that a resolver may look at."""
+    """One image: all that a resolver may look at."""
 
     family: Family
+    image: Image
     lineage: tuple[Requirements, ...]
-    platform: Platform
-    kept: tuple[Package, ...]
-    inherited: tuple[Package, ...]
-    upgrade: bool
+    ask: _Ask
+    old: Lock | None
+    parent: Lock | None
     settings: Settings
     report: Report
 
     @property
-    def image(self) -> str:
-        return self.lineage[-1].image
+    def platforms(self) -> tuple[Platform, ...]:
+        """Those that the image is made for."""
+        return self.family.platforms_of(self.image.name)
+
+    @property
+    def glibc(self) -> tuple[int, int]:
+        """The version of the base's C library."""
+        from lithify.sources.pypi import OLDEST_GLIBC
+
+        base = self.family.base
+        return _GLIBC[base.suite] if isinstance(base, DebianBase) else OLDEST_GLIBC
+
+    def kept(self, platform: Platform) -> tuple[Package, ...]:
+        """What the image's own lock holds and is to keep."""
+        return self.ask.of(self.old.of(platform)) if self.old else ()
+
+    def inherited(self, platform: Platform) -> tuple[Package, ...]:
+        """What the parent's lock holds."""
+        return self.parent.of(platform) if self.parent else ()
 
 
-def _reported(resolver: Callable[[_Job], tuple[Package, ...]], job: _Job) -> tuple[Package, ...]:
-    task = f"lock {job.image} {job.platform} {resolver.__name__.rpartition('_')[2]}"
+def _reported(
+    resolver: Callable[[_Job, Platform], tuple[Package, ...]], job: _Job, platform: Platform
+) -> tuple[Package, ...]:
+    task = f"lock {job.image.name} {platform} {resolver.__name__.rpartition('_')[2]}"
     job.report(Event("resolve", "start", task))
     try:
-        return resolver(job)
+        return resolver(job, platform)
     finally:
         job.report(Event("resolve", "finish", task))
 
 
-def _resolve_pypi(job: _Job) -> tuple[Package, ...]:
+def _resolve_pypi(job: _Job, platform: Platform) -> tuple[Package, ...]:
     from lithify.sources import pypi
 
-    base = job.family.base
     # The parents' choices come last: they hold against the image's own old ones.
-    preferred = {p.name: p.version for p in (*job.kept, *job.inherited) if p.source == pypi.SOURCE}
+    packages = (*job.kept(platform), *job.inherited(platform))
     return pypi.resolve(
         job.lineage,
-        job.platform,
-        base.python,
-        glibc=_GLIBC[base.suite] if isinstance(base, DebianBase) else pypi.OLDEST_GLIBC,
-        preferred=preferred,
+        platform,
+        job.family.base.python,
+        glibc=job.glibc,
+        preferred={package.name: package.version for package in packages if package.source == pypi.SOURCE},
+        exclude_newer=job.ask.newest,
         settings=job.settings,
         report=job.report,
     )
 
 
-def _resolve_debian(job: _Job) -> tuple[Package, ...]:
+def _resolve_conda(job: _Job) -> tuple[Package, ...]:
+    """The conda packages of all environments on all platforms, and the wheels beside them."""
+    from lithify.sources.conda import resolve as conda
+
+    rules, root = job.family.conda, job.family.root
+    assert rules is not None
+    wanted, found = [], []
+    for environment in job.image.environments:
+        for platform in job.platforms:
+            one = conda.wanted_of(rules, job.image, job.lineage, environment, platform, job.glibc, root)
+            if _is_parents(job, one):
+                found += [p for p in job.inherited(platform) if p.environment == one.environment and _is_inside(p)]
+            else:
+                wanted.append(one)
+
+    def preferred(one: conda.Wanted) -> conda.Preferred:
+        def of(packages: Iterable[Package]) -> tuple[Package, ...]:
+            return tuple(p for p in packages if p.kind == "conda" and p.environment == one.environment)
+
+        old = job.old.of(one.platform) if job.old and not job.ask.upgrade else ()
+        return conda.Preferred(of(old), of(job.inherited(one.platform)), job.ask.packages)
+
+    answers = conda.resolve(
+        wanted,
+        job.image.name,
+        preferred={(one.environment, one.platform): preferred(one) for one in wanted},
+        exclude_newer=job.ask.newest,
+        settings=job.settings,
+        report=job.report,
+    )
+    for packages in answers.values():
+        found += packages
+    with ThreadPoolExecutor(max_workers=max(1, len(wanted))) as pool:
+        beside = [
+            pool.submit(_resolve_beside, job, one, asked, answers.get((one.environment, one.platform), ()))
+            for one in wanted
+            if (asked := conda.python_requirements(job.lineage, one))
+        ]
+        for wheels in beside:
+            found += wheels.result()
+    return tuple(found)
+
+
+def _is_inside(package: Package) -> bool:
+    """Whether a package belongs to a conda environment."""
+    return package.kind in ("conda", "pypi")
+
+
+def _is_parents(job: _Job, wanted: conda_resolve.Wanted) -> bool:
+    """Whether an environment is its parent's: the image adds nothing to it, and the parent's lock answers."""
+    from lithify.sources.conda import resolve as conda
+
+    if job.image.extends is None or job.parent is None or job.family.conda is None:
+        return False
+    parent, own = job.family.images[job.image.extends], job.lineage[-1]
+    environment = next((one for one in parent.environments if one.name == wanted.environment), None)
+    if environment is None or wanted.environment in own.environments:
+        return False
+    if wanted.environment == NOTEBOOK and (own.python or own.constraints or own.indexes != Indexes()):
+        return False
+    asked = conda.wanted_of(
+        job.family.conda, parent, job.lineage[:-1], environment, wanted.platform, job.glibc, job.family.root
+    )
+    return asked == wanted
+
+
+def _resolve_beside(
+    job: _Job, wanted: conda_resolve.Wanted, asked: tuple[Requirements, ...], installed: tuple[Package, ...]
+) -> tuple[Package, ...]:
+    """The wheels that an environment asks for beside its conda packages, which are ``installed``."""
+    from lithify.sources import pypi
+    from lithify.sources.conda import distributions
+    from lithify.sources.conda.source import CondaSource
+    from lithify.store.store import open_store
+
+    python = next((package for package in installed if package.name == "python"), None)
+    if python is None:
+        where = next(requirement.where for requirements in asked for requirement in requirements.python)
+        raise InputError(
+            f"{where}: the environment `{wanted.environment}` has no Python on {wanted.platform}",
+            hint="ask for `python` among the conda packages, too",
+        )
+    task = f"lock {job.image.name} {wanted.platform} pip"
+    job.report(Event("resolve", "start", task))
+    store, settings = open_store(job.settings.store), job.settings
+    source = CondaSource(settings, wanted.every_channel)
+    sources = {package.source: source for package in installed}
+    provided = pypi.Provided(
+        distributions.distributions(
+            installed, sources, store, offline=settings.offline, jobs=settings.jobs, report=job.report
+        ),
+        lambda one: distributions.extras_of(one, sources, store, offline=settings.offline, report=job.report),
+    )
+    packages = (*job.kept(wanted.platform), *job.inherited(wanted.platform))
+    wheels = pypi.resolve(
+        asked,
+        wanted.platform,
+        ".".join(python.version.split(".")[:2]),
+        glibc=job.glibc,
+        preferred={
+            package.name: package.version
+            for package in packages
+            if package.source == pypi.SOURCE
+            and package.environment == wanted.environment
+            and package.name not in provided.distributions
+        },
+        provided=provided,
+        exclude_newer=job.ask.newest,
+        settings=settings,
+        report=job.report,
+    )
+    job.report(Event("resolve", "finish", task))
+    return tuple(replace(wheel, environment=wanted.environment) for wheel in wheels)
+
+
+def _resolve_debian(job: _Job, platform: Platform) -> tuple[Package, ...]:
     base = job.family.base
     names = [package for requirements in job.lineage for package in requirements.apt]
     if not isinstance(base, DebianBase):
@@ -276,15 +496,15 @@ def _resolve_debian(job: _Job) -> tuple[Package, ...]:
     def of_debian(packages: Iterable[Package]) -> tuple[Package, ...]:
         return tuple(package for package in packages if package.source.startswith("debian"))
 
-    kept, found = of_debian(job.kept), of_debian(job.inherited)
+    kept, found = of_debian(job.kept(platform)), of_debian(job.inherited(platform))
     if not found:
         found = debian.resolve(
             base.suite,
             debian.base_packages(base),
-            job.platform,
+            platform,
             essential=True,
             previous=tuple(package for package in kept if package.base),
-            upgrade=job.upgrade,
+            upgrade=job.ask.upgrade,
             settings=job.settings,
             report=job.report,
         )
@@ -295,10 +515,10 @@ def _resolve_debian(job: _Job) -> tuple[Package, ...]:
     more = debian.resolve(
         base.suite,
         wanted,
-        job.platform,
+        platform,
         kept=found,
         previous=tuple(package for package in kept if package.name not in have),
-        upgrade=job.upgrade,
+        upgrade=job.ask.upgrade,
         asked_at={package.name: package.where for package in names},
         settings=job.settings,
         report=job.report,

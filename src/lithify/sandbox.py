@@ -40,9 +40,9 @@ class Sandbox:
     """What a command sees.
 
     ``lower`` are root file systems, the topmost first; ``upper`` and ``work`` are empty folders on one file system
-    that take the changes (``work`` is the overlay's own). Without ``upper`` the root is read-only, and ``lower`` is
-    a single folder. ``temporary`` are folders that start empty, in memory. ``seccomp`` is an inherited file descriptor
-    that holds a filter of system calls (see `without_sync`).
+    that take the changes (``work`` is the overlay's own). Without ``upper`` the root is read-only. ``temporary`` are
+    folders that start empty, in memory. ``seccomp`` is an inherited file descriptor that holds a filter of system calls
+    (see `without_sync`).
     """
 
     lower: tuple[Path, ...]
@@ -83,9 +83,12 @@ def arguments(sandbox: Sandbox, command: Sequence[str]) -> list[str]:
         for folder in reversed(sandbox.lower):
             line += ["--overlay-src", str(folder)]
         line += ["--overlay", str(sandbox.upper), str(sandbox.work), "/"]
+    elif len(sandbox.lower) > 1:
+        for folder in reversed(sandbox.lower):
+            line += ["--overlay-src", str(folder)]
+        line += ["--ro-overlay", "/"]
     else:
-        (root,) = sandbox.lower
-        line += ["--ro-bind", str(root), "/"]
+        line += ["--ro-bind", str(sandbox.lower[0]), "/"]
     line += ["--dev", "/dev", "--proc", "/proc"]
     for folder_inside in sandbox.temporary:
         line += ["--perms", "1777", "--tmpfs", folder_inside]

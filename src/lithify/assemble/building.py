@@ -8,7 +8,7 @@ fetched.
 
 from __future__ import annotations
 
-import hashlib
+import functools
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -17,12 +17,21 @@ from typing import TYPE_CHECKING, Any
 
 from lithify import runtime
 from lithify.assemble import contract
+from lithify.assemble.environments import (
+    closure,
+    conda_name,
+    environment_target,
+    packages_of,
+    python_of,
+    requested_specs,
+    requested_variables,
+)
 from lithify.errors import InputError
-from lithify.lockfile import Lock, Package, fingerprint, parse_lock
-from lithify.plan import PlannedLayer, lineage_levels, plan_layers
+from lithify.lockfile import NOTEBOOK, Lock, Package, fingerprint, parse_lock
+from lithify.plan import lineage_levels, plan_layers
 from lithify.platforms import Platform, host_platform, parse_platform
 from lithify.progress import Event, Report, silent
-from lithify.read.family import DebianBase, Family, Image, LayoutBase, read_family
+from lithify.read.family import NOTEBOOK_ENVIRONMENT, DebianBase, Family, Image, LayoutBase, read_family
 from lithify.read.requirements import Indexes, Requirements, documents, lock_path, read_requirements
 from lithify.read.settings import Settings, read_settings
 from lithify.store import oci
@@ -30,10 +39,11 @@ from lithify.store.compression import Compression, parse_compression
 from lithify.store.store import Store, open_store
 
 if TYPE_CHECKING:
+    from lithify.assemble.packages import Laid, Laying
     from lithify.assemble.system import SystemLayer
     from lithify.fragment.bytecode import Interpreter
-    from lithify.fragment.fragment import Fragment
-    from lithify.sources import Source, Target
+    from lithify.sources import FragmentSource, Source, Target
+    from lithify.sources.conda.source import CondaSource
     from lithify.sources.pypi import PypiSource
 
 # Raise it when the same locks must give another image.
@@ -93,7 +103,7 @@ def build(
     """
     described = read_family(Path(family))
     settings = settings or read_settings()
-    chosen = tuple(parse_platform(platform) for platform in platforms) or described.platforms
+    chosen = tuple(parse_platform(platform) for platform in platforms)
     for platform in chosen:
         if platform not in described.platforms:
             names = ", ".join(str(known) for known in described.platforms)
@@ -108,7 +118,25 @@ def build(
         labels=dict(labels or {}),
         report=report,
     )
-    return tuple(build.image(name, chosen, locked) for name in described.select(tuple(images)))
+    wanted = [
+        (name, _platforms(described, name, chosen, named=name in images)) for name in described.select(tuple(images))
+    ]
+    for name, of_image in wanted:
+        if not of_image:
+            only = ", ".join(map(str, described.platforms_of(name)))
+            report(Event("read", "note", message=f"`{name}` is left out: it is for {only} only"))
+    return tuple(build.image(name, of_image, locked) for name, of_image in wanted if of_image)
+
+
+def _platforms(family: Family, name: str, chosen: Sequence[Platform], *, named: bool) -> tuple[Platform, ...]:
+    """The platforms to build an image for: its own, or those ``chosen`` of them."""
+    own = family.platforms_of(name)
+    missing = [platform for platform in chosen if platform not in own]
+    if missing and named:
+        raise InputError(
+            f"image `{name}` is not for {missing[0]}", hint=f"its platforms are {', '.join(map(str, own))}"
+        )
+    return tuple(platform for platform in chosen if platform in own) if chosen else own
 
 
 @dataclass(frozen=True)
@@ -121,15 +149,6 @@ class _Inputs:
     locks: tuple[bytes, ...]
     fingerprint: str
     key: str
-
-
-@dataclass(frozen=True)
-class _Packages:
-    """The layers of packages, each with its key; those that are new; and how many fragments were made."""
-
-    layers: tuple[tuple[str, oci.Layer], ...]
-    new: tuple[oci.Layer, ...]
-    built: int
 
 
 _NO_INDEXES = Indexes()
@@ -145,7 +164,9 @@ class _Build:
     compression: Compression
     labels: Mapping[str, str]
     report: Report
-    indexes: Indexes = _NO_INDEXES  # what the requirement files of the image at work say
+    # What the requirement files of the image at work say of where packages are.
+    indexes: Indexes = _NO_INDEXES
+    channels: CondaSource | None = None
 
     def image(self, name: str, platforms: tuple[Platform, ...], locked: bool) -> BuildResult:
         started = time.monotonic()
@@ -158,7 +179,7 @@ class _Build:
                 for image, data in zip(inputs.lineage, inputs.locks, strict=True)
             )
             self.check_fingerprint(name, inputs, locks[-1].fingerprint, locked)
-            results, index = self.told_where(inputs.requirements).make(inputs, locks, platforms)
+            results, index = self.told_where(inputs).make(inputs, locks, platforms)
             self.remember(inputs.key, index, results, locks[-1].fingerprint)
         else:
             index, results, locked_fingerprint = known
@@ -182,6 +203,7 @@ class _Build:
             "base": self.base_facts(),
             "labels": self.image_labels(lineage),
             "lineage": [[image.name, list(image.cmd or ()), dict(image.environment)] for image in lineage],
+            **self.rules(lineage[-1], requirements),
         }
         parts: dict[str, bytes] = {"facts": oci.canonical(facts)}
         for number, (own, lock) in enumerate(zip(files, locks, strict=True)):
@@ -189,6 +211,32 @@ class _Build:
             parts |= {f"{number}/files/{path}": data for path, data in own.items()}
         documented = fingerprint(documents(self.family, lineage, requirements))
         return _Inputs(lineage, requirements, files, locks, documented, fingerprint(parts).partition(":")[2])
+
+    def rules(self, image: Image, requirements: Sequence[Requirements]) -> dict[str, Any]:
+        """What the family says of conda and of files, and what the requirement files say beside the lock."""
+        facts: dict[str, Any] = {}
+        files, conda = self.family.files, self.family.conda
+        if files.exclude:
+            facts["files"] = [list(files.exclude), list(files.keep)]
+        if conda:
+            facts["conda"] = {
+                "link-scripts": sorted(conda.link_scripts),
+                "owners": dict(conda.owners),
+                "channels": list(conda.channels),
+                "require": list(conda.require),
+                "environments": [[e.name, e.prefix, e.file, e.kernel] for e in image.environments],
+                "documents": [
+                    fingerprint(
+                        {
+                            f"{name} {p}": file.document
+                            for name, read in one.environments.items()
+                            for p, file in read.items()
+                        }
+                    )
+                    for one in requirements
+                ],
+            }
+        return facts
 
     def known(self, key: str) -> tuple[oci.Descriptor, tuple[PlatformResult, ...], str] | None:
         record = self.store.record("images", key)
@@ -281,10 +329,19 @@ class _Build:
         base = self.family.base
         return base_image(self.store, base, platform).environment if isinstance(base, LayoutBase) else {}
 
-    def told_where(self, requirements: Sequence[Requirements]) -> _Build:
+    def told_where(self, inputs: _Inputs) -> _Build:
         from lithify.sources.pypi import indexes_of
 
-        return replace(self, indexes=indexes_of(requirements))
+        told = replace(self, indexes=indexes_of(inputs.requirements))
+        family, image = self.family, inputs.lineage[-1]
+        if family.conda is None:
+            return told
+        from lithify.sources.conda.resolve import channels_of
+        from lithify.sources.conda.source import CondaSource
+
+        platforms = family.platforms_of(image.name)
+        channels = channels_of(family.conda, image, inputs.requirements, platforms, family.root)
+        return replace(told, channels=CondaSource(self.settings, channels))
 
     # -- a changed one ---------------------------------------------------------------------------------------
 
@@ -305,36 +362,42 @@ class _Build:
 
         name = inputs.lineage[-1].name
         merged = {path: data for files in inputs.files for path, data in files.items()}
-        python = self.family.base.python
+        conda = self.family.conda
         system = self.system(inputs.lineage, locks, platform)
-        environment = contract.environment_layer(python, merged)
-        own = contract.image_layer(name, merged, inputs.locks[-1])
-        levels = lineage_levels([lock.of(platform, "pypi") for lock in locks])
-        fixed = len(system) + 2
+        python = self.family.base.python
+        below = contract.conda_layer(NOTEBOOK_ENVIRONMENT) if conda else contract.environment_layer(python, merged)
+        levels = lineage_levels([tuple(p for p in lock.of(platform) if p.kind != "debian") for lock in locks])
+        # Each level may have a layer of what link scripts change.
+        fixed = len(system) + 2 + (len(levels) if conda and conda.link_scripts else 0)
         planned = plan_layers(levels, self.family.maximum_layers - fixed)
         if fixed + len(planned) > self.family.maximum_layers:
             raise InputError(
                 f"image `{name}` needs {fixed + len(planned)} layers and may have {self.family.maximum_layers}",
                 hint="raise `maximum` in [layers] of lithify.toml",
             )
-        packages = self.packages(planned, locks, platform)
+        made = self.laying(inputs, locks, platform).layers(planned)
         layers: list[oci.Layer] = [one.layer for one in system if one.level == 0]
-        key, layer = write_contents(self.store, environment, self.compression)
-        layers.append(describe(layer, key, environment.name))
+        new = [one.layer for one in system if not one.reused] + list(made.new)
+        key, layer = write_contents(self.store, below, self.compression)
+        layers.append(describe(layer, key, below.name))
         for number, image in enumerate(inputs.lineage):
             layers += [one.layer for one in system if one.level == number + 1]
-            for one, (key, layer) in zip(planned, packages.layers, strict=True):
+            for one, (key, layer) in zip(planned, made.layers, strict=True):
                 if one.level == number:
                     layers.append(describe(layer, key, f"{image.name}: {one.name}", one.packages))
+            layers += self.link_scripts(made, image, levels[number], layers, platform, new)
+        activation, more = self.environments(inputs, locks, platform, made, merged)
+        own = contract.image_layer(name, merged, inputs.locks[-1], more)
         key, layer = write_contents(self.store, own, self.compression)
         layers.append(describe(layer, key, own.name))
         command = next((image.cmd for image in reversed(inputs.lineage) if image.cmd), None)
-        names = {package.name for package in locks[-1].of(platform, "pypi")}
-        environment_variables = {k: v for image in inputs.lineage for k, v in image.environment.items()}
+        names = {package.name for package in packages_of(locks[-1], platform, NOTEBOOK)}
         created = locks[-1].created
         facts = Facts(
             created=created,
-            environment=contract.image_environment(name, self.base_environment(platform), environment_variables),
+            environment=contract.image_environment(
+                name, self.base_environment(platform), activation, self.variables(inputs.lineage)
+            ),
             command=command or (NOTEBOOK_COMMAND if "jupyterlab" in names else DEFAULT_COMMAND),
             labels={
                 **self.image_labels(inputs.lineage),
@@ -342,100 +405,112 @@ class _Build:
             },
         )
         manifest = write_image(self.store, platform, layers, facts)
-        made = [*(one.layer for one in system if not one.reused), *packages.new]
-        new = {layer.descriptor.digest for layer in made}
+        digests = {layer.descriptor.digest for layer in new}
         result = PlatformResult(
             platform=platform,
             digest=manifest.digest,
             size=sum(layer.descriptor.size for layer in layers),
             layers=len(layers),
-            layers_reused=sum(layer.descriptor.digest not in new for layer in layers),
-            fragments_built=packages.built,
-            fragments_reused=sum(len(one.packages) for one in planned) - packages.built,
-            new_bytes=sum({layer.descriptor.digest: layer.descriptor.size for layer in made}.values()),
+            layers_reused=sum(layer.descriptor.digest not in digests for layer in layers),
+            fragments_built=made.built,
+            fragments_reused=sum(len(one.packages) for one in planned) - made.built,
+            new_bytes=sum({layer.descriptor.digest: layer.descriptor.size for layer in new}.values()),
         )
         return result, manifest
 
-    # -- layers of packages ------------------------------------------------------------------------------------
+    def variables(self, lineage: Sequence[Image]) -> dict[str, str]:
+        """The variables that lithify.toml sets in an image."""
+        return {key: value for image in lineage for key, value in image.environment.items()}
 
-    def packages(self, planned: Sequence[PlannedLayer], locks: Sequence[Lock], platform: Platform) -> _Packages:
-        from lithify.assemble.layers import find_conflicts, find_layer, layer_key
-        from lithify.fragment.fragment import fragment_key
+    # -- packages ----------------------------------------------------------------------------------------------
+
+    def laying(self, inputs: _Inputs, locks: Sequence[Lock], platform: Platform) -> Laying:
+        """How the packages of an image are laid out on one platform."""
+        from lithify.assemble.packages import Laying
+
+        return Laying(
+            store=self.store,
+            compression=self.compression,
+            targets=self.targets(inputs.lineage[-1], locks, platform),
+            sources=self.fragment_sources(inputs),
+            owners=self.family.conda.owners if self.family.conda else {},
+            link_scripts=self.family.conda.link_scripts if self.family.conda else (),
+            fetched=self.fetched,
+            interpreter=functools.partial(self.interpreter, inputs, locks),
+            jobs=self.settings.jobs,
+            report=self.report,
+        )
+
+    def targets(self, image: Image, locks: Sequence[Lock], platform: Platform) -> dict[str, Target]:
+        """What packages are laid out for, by environment."""
+        if self.family.conda:
+            files = self.family.files
+            return {e.name: environment_target(e, locks[-1], platform, files) for e in image.environments}
         from lithify.sources import Target
 
-        user = runtime.JOVYAN
-        python_build = self.python_build(locks, platform)
-        target = Target(platform, runtime.PREFIX, user.uid, user.gid, self.family.base.python, python_build)
-        every = [package for one in planned for package in one.packages]
-        keys = {package: fragment_key(package, target, self.compression) for package in every}
-        layer_keys = [layer_key([keys[package] for package in one.packages], self.compression) for one in planned]
-        found = [find_layer(self.store, key) for key in layer_keys]
-        together = hashlib.sha256("\n".join(sorted(keys.values())).encode()).hexdigest()
-        if all(found) and self.store.record("together", together) is not None:
-            return _Packages(tuple((k, layer) for k, layer in zip(layer_keys, found, strict=True) if layer), (), 0)
-        fragments, built = self.fragments(every, keys, target, locks)
-        find_conflicts(fragments)
-        self.store.write_record("together", together, {})
-        missing = [number for number, layer in enumerate(found) if layer is None]
-        self.report(Event("assemble", "start", "layers", total=len(missing)))
-
-        def join(number: int) -> oci.Layer:
-            return self.joined(planned[number], layer_keys[number], fragments, target, locks)
-
-        from concurrent.futures import ThreadPoolExecutor
-
-        with ThreadPoolExecutor(self.settings.jobs) as pool:
-            made = dict(zip(missing, pool.map(join, missing), strict=True))
-        self.report(
-            Event(
-                "assemble",
-                "finish",
-                "layers",
-                f"{len(missing)} new layer{'' if len(missing) == 1 else 's'}",
-                len(missing),
-                len(missing),
-            )
+        user, files = runtime.JOVYAN, self.family.files
+        build = self.python_build(locks, platform)
+        python = self.family.base.python
+        target = Target(
+            platform, runtime.PREFIX, user.uid, user.gid, python, build, exclude=files.exclude, keep=files.keep
         )
-        layers = [layer or made[number] for number, layer in enumerate(found)]
-        return _Packages(tuple(zip(layer_keys, layers, strict=True)), tuple(made.values()), built)
+        return {NOTEBOOK: target}
 
-    def fragments(
-        self, packages: Sequence[Package], keys: Mapping[Package, str], target: Target, locks: Sequence[Lock]
-    ) -> tuple[dict[Package, Fragment], int]:
-        """The fragments of all packages, and how many of them had to be made."""
-        from lithify.fragment.fragment import Recipe, find_fragment, make_fragments
+    def link_scripts(
+        self,
+        made: Laid,
+        image: Image,
+        level: Sequence[Package],
+        below: Sequence[oci.Layer],
+        platform: Platform,
+        new: list[oci.Layer],
+    ) -> list[oci.Layer]:
+        """The layer of what the link scripts of one level change, if there is one; added to ``new`` where it is."""
+        own = frozenset(level)
+        scripts = [script for script in made.scripts if script.package in own]
+        if not scripts:
+            return []
+        from lithify.assemble.layers import describe
+        from lithify.assemble.linking import script_layer
 
-        found = {package: find_fragment(self.store, keys[package]) for package in packages}
-        absent = [package for package, fragment in found.items() if fragment is None]
-        if absent:
-            artefacts = self.fetched(absent)
-            interpreter = self.interpreter(locks)
-            source = self.wheels()
-            make_fragments(
-                self.store,
-                [Recipe(p, target, self.compression, source, artefacts[p], interpreter) for p in absent],
-                jobs=self.settings.jobs,
-                report=self.report,
+        key, layer, known = script_layer(self.store, scripts, below, platform, self.compression, self.report)
+        if layer is None:
+            return []
+        if not known:
+            new.append(layer)
+        return [describe(layer, key, f"{image.name}: link scripts")]
+
+    def environments(
+        self, inputs: _Inputs, locks: Sequence[Lock], platform: Platform, made: Laid, files: Mapping[str, bytes]
+    ) -> tuple[dict[str, str], contract.Files]:
+        """The variables that reach every process of the image, and the files that tell of its environments."""
+        if self.family.conda is None:
+            return {"VIRTUAL_ENV": runtime.PREFIX}, ()
+        from lithify.assemble.activation import activation_variables, conda_variables
+
+        image = inputs.lineage[-1]
+        start = contract.image_environment(image.name, self.base_environment(platform), {}, {})
+        records = []
+        for environment in image.environments:
+            packages = packages_of(locks[-1], platform, environment.name)
+            variables = requested_variables(inputs.requirements, environment, platform)
+            added: dict[str, str] = {}
+            if environment.name in made.activating:
+                fragments = list(made.fragments(packages).values())
+                base = functools.partial(self.host_base, locks)
+                added = activation_variables(self.store, environment, fragments, base, start, self.compression)
+            records.append(
+                contract.EnvironmentRecord(
+                    environment,
+                    [conda_name(package) for package in packages if package.kind == "conda"],
+                    requested_specs(inputs.requirements, self.family.conda, environment, platform),
+                    variables,
+                    {**conda_variables(environment), **added, **variables},
+                    python_of(packages) is not None,
+                )
             )
-            found |= {package: find_fragment(self.store, keys[package]) for package in absent}
-        return {package: fragment for package, fragment in found.items() if fragment is not None}, len(absent)
-
-    def joined(
-        self, one: PlannedLayer, key: str, fragments: dict[Package, Fragment], target: Target, locks: Sequence[Lock]
-    ) -> oci.Layer:
-        """A layer of fragments; those found damaged on the way are made anew, each once."""
-        from lithify.assemble.layers import DamagedFragment, join_fragments
-        from lithify.fragment.fragment import fragment_key
-
-        for _ in one.packages:
-            try:
-                return join_fragments(self.store, one, fragments, key, self.compression)
-            except DamagedFragment as error:
-                self.report(Event("assemble", "warning", message=f"{error.message}; it is made anew"))
-                keys = {package: fragment_key(package, target, self.compression) for package in one.packages}
-                again, _ = self.fragments(one.packages, keys, target, locks)
-                fragments = {**fragments, **again}
-        return join_fragments(self.store, one, fragments, key, self.compression)
+        notebook = next((dict(one.activation) for one in records if one.environment.name == NOTEBOOK), {})
+        return notebook, contract.conda_files(records, locks[-1].created, files)
 
     # -- layers of the system ------------------------------------------------------------------------------------
 
@@ -457,16 +532,28 @@ class _Build:
             report=self.report,
         )
 
-    def interpreter(self, locks: Sequence[Lock]) -> Interpreter:
-        """The base's Python on this machine's architecture, which compiles for every platform."""
-        from lithify.fragment.bytecode import Interpreter
+    def host_base(self, locks: Sequence[Lock]) -> Path:
+        """The base's root file system for this machine's architecture."""
         from lithify.store.rootfs import root_filesystem
 
         host = host_platform()
         eldest = self.family.lineage(next(iter(self.family.images)))[:1]
         layers = [one.layer for one in self.system(eldest, locks[:1], host) if one.level == 0]
-        root = root_filesystem(self.store, layers, report=self.report)
-        return Interpreter(root, f"/usr/bin/python{self.family.base.python}")
+        return root_filesystem(self.store, layers, report=self.report)
+
+    def interpreter(self, inputs: _Inputs, locks: Sequence[Lock], name: str) -> Interpreter:
+        """The Python of the environment ``name`` on this machine's architecture, which compiles for every platform."""
+        from lithify.assemble.environments import interpreter_tree
+        from lithify.fragment.bytecode import Interpreter
+
+        base = self.host_base(locks)
+        if self.family.conda is None:
+            return Interpreter((base,), f"/usr/bin/python{self.family.base.python}")
+        target = self.targets(inputs.lineage[-1], locks, host_platform())[name]
+        packages = closure(packages_of(locks[-1], host_platform(), name), "python")
+        source = self.fragment_sources(inputs)["conda"]
+        tree = interpreter_tree(self.store, packages, target, source, self.fetched)
+        return Interpreter((tree, base), f"{target.prefix}/bin/python{target.python}")
 
     def python_build(self, locks: Sequence[Lock], platform: Platform) -> str:
         """What identifies the interpreter that compiles, and that must be the platform's own."""
@@ -491,10 +578,10 @@ class _Build:
         from lithify.fetch import fetch
         from lithify.sources.debian import DebianSource
 
-        wheels, debs = self.wheels(), DebianSource(self.settings)
-        sources: dict[str, Source] = {
-            name: wheels if name == "pypi" else debs for name in {package.source for package in packages}
-        }
+        known: dict[str, Source] = {"debian": DebianSource(self.settings), "pypi": self.wheels()}
+        if self.channels is not None:
+            known["conda"] = self.channels
+        sources = {package.source: known[package.kind] for package in packages if package.kind in known}
         return fetch(
             self.store,
             packages,
@@ -503,6 +590,13 @@ class _Build:
             jobs=self.settings.jobs,
             report=self.report,
         )
+
+    def fragment_sources(self, inputs: _Inputs) -> dict[str, FragmentSource]:
+        """The sources of packages that become fragments, by kind."""
+        sources: dict[str, FragmentSource] = {"pypi": self.wheels()}
+        if self.channels is not None:
+            sources["conda"] = self.channels
+        return sources
 
     def wheels(self) -> PypiSource:
         from lithify.sources.pypi import PypiSource

@@ -7,14 +7,43 @@ configuration). Both are pure functions of what they are given.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import PurePosixPath
 
 from lithify import runtime
 from lithify.errors import InputError
+from lithify.read.family import Environment
 from lithify.runtime import CONDA_DIR, JOVYAN, MTIME, PREFIX
 from lithify.store import tar
+
+# What conda and mamba take for an environment's own history, without which there is none.
+_HISTORY = """\
+==> {moment} <==
+# cmd: lithify build
+{packages}# update specs: {specs}
+"""
+
+# As `conda activate` would have it, without the half second that it takes.
+_CONDA_PROFILE = """\
+# The notebook environment, for login shells.
+if [ -r "{conda}/etc/profile.d/conda.sh" ]; then
+  . "{conda}/etc/profile.d/conda.sh"
+fi
+case ":$PATH:" in
+  *":{prefix}/bin:"*) ;;
+  *) export PATH="{prefix}/bin:{conda}/bin:$PATH" ;;
+esac
+export CONDA_PREFIX="{prefix}" CONDA_DEFAULT_ENV="{name}" CONDA_SHLVL=1
+for script in "$CONDA_PREFIX"/etc/conda/activate.d/*.sh; do
+  if [ -r "$script" ]; then
+    . "$script"
+  fi
+done
+unset script
+"""
 
 LOCK_PATH = "usr/share/lithify/lithify.lock"
 
@@ -64,6 +93,9 @@ hash -r 2>/dev/null
 """
 
 
+Files = Sequence[tuple[tar.Entry, bytes]]
+
+
 @dataclass(frozen=True)
 class Contents:
     """Files of a layer that are ours, not a package's: entries with their bytes, parents before children."""
@@ -108,8 +140,85 @@ def environment_layer(python: str, files: Mapping[str, bytes]) -> Contents:
     return _contents("environment", members)
 
 
-def image_layer(image: str, files: Mapping[str, bytes], lock: bytes) -> Contents:
-    """The topmost layer: what is this image's alone.
+def conda_layer(environment: Environment) -> Contents:
+    """The layer below the packages of an image with conda environments: folders, and the activation for login shells.
+
+    ``environment`` is the notebook's.
+    """
+    prefix, conda = environment.prefix.lstrip("/"), CONDA_DIR.lstrip("/")
+    owned = tar.parents([f"{folder}/x" for folder in (f"{prefix}/conda-meta", f"{conda}/etc", f"{conda}/bin")])
+    members = [(_entry(folder, "directory", 0o755, owned=True), b"") for folder in owned]
+    profile = _CONDA_PROFILE.format(prefix=environment.prefix, conda=CONDA_DIR, name=environment.name)
+    members += [
+        (_entry("etc", "directory", 0o755), b""),
+        (_entry("etc/profile.d", "directory", 0o755), b""),
+        _file("etc/profile.d/init_conda.sh", profile.encode(), owned=False),
+    ]
+    return _contents("environment", members)
+
+
+@dataclass(frozen=True)
+class EnvironmentRecord:
+    """What an image's topmost layer says of one of its conda environments.
+
+    ``packages`` are conda's own names of them (``CHANNEL/SUBDIR::NAME-VERSION-BUILD``), ``specs`` what was asked for.
+    ``variables`` are those that the requirement files set, ``activation`` those and what the packages' scripts set.
+    """
+
+    environment: Environment
+    packages: Sequence[str]
+    specs: Sequence[str]
+    variables: Mapping[str, str]
+    activation: Mapping[str, str]
+    has_python: bool
+
+
+def conda_files(records: Sequence[EnvironmentRecord], created: datetime, files: Mapping[str, bytes]) -> Files:
+    """The files of the topmost layer that are about conda: histories, variables, kernels, configuration.
+
+    ``files`` may hold a ``condarc.yml`` and a ``dask_config.yml``, which replace ours.
+
+    Raises:
+        InputError: for a kernel of an environment without Python.
+    """
+    conda = CONDA_DIR.lstrip("/")
+    members = [
+        _file(f"{conda}/.condarc", files.get("condarc.yml", _CONDARC)),
+        _file(f"{conda}/etc/dask.yml", files.get("dask_config.yml", _DASK)),
+    ]
+    moment = created.astimezone(UTC).strftime("%Y-%m-%d %H:%M:%S")
+    notebook = PREFIX.lstrip("/")
+    for record in records:
+        environment = record.environment
+        meta = f"{environment.prefix.lstrip('/')}/conda-meta"
+        packages = "".join(f"+{name}\n" for name in record.packages)
+        history = _HISTORY.format(moment=moment, packages=packages, specs=json.dumps(list(record.specs)))
+        members.append(_file(f"{meta}/history", history.encode()))
+        if record.variables:
+            state = {"env_vars": dict(sorted(record.variables.items()))}
+            members.append(_file(f"{meta}/state", json.dumps(state).encode()))
+        if environment.kernel is not None:
+            if not record.has_python:
+                raise InputError(
+                    f"the environment `{environment.name}` has no Python, and is to be offered as the kernel "
+                    f"`{environment.kernel}`",
+                    hint=f"ask for `ipykernel` in {environment.file}, or leave `kernel` out",
+                )
+            path = f"{environment.prefix}/bin:{CONDA_DIR}/bin:{runtime.SYSTEM_PATH}"
+            kernel = {
+                "argv": [f"{environment.prefix}/bin/python", "-m", "ipykernel_launcher", "-f", "{connection_file}"],
+                "display_name": environment.kernel,
+                "language": "python",
+                "env": {"PATH": path, **dict(sorted(record.activation.items()))},
+                "metadata": {"debugger": True},
+            }
+            where = f"{notebook}/share/jupyter/kernels/{environment.name}/kernel.json"
+            members.append(_file(where, (json.dumps(kernel, indent=1) + "\n").encode()))
+    return tuple(members)
+
+
+def image_layer(image: str, files: Mapping[str, bytes], lock: bytes, more: Files = ()) -> Contents:
+    """The topmost layer: what is this image's alone, and ``more``.
 
     ``files`` may hold a ``start`` and a ``jupyter_notebook_config.py``; ``lock`` is the lock file as it is.
 
@@ -122,25 +231,28 @@ def image_layer(image: str, files: Mapping[str, bytes], lock: bytes) -> Contents
         (_entry("srv", "directory", 0o755, owned=True), b""),
         _file("srv/start", start, mode=0o755),
         _file(LOCK_PATH, lock, owned=False),
+        *more,
     ]
     if (configuration := files.get("jupyter_notebook_config.py")) is not None:
         members.append(_file("etc/jupyter/jupyter_notebook_config.py", configuration, owned=False))
     present = {entry.path for entry, _ in members}
     for folder in tar.parents(present):
         if folder not in present:
-            members.append((_entry(folder, "directory", 0o755), b""))
+            members.append((_entry(folder, "directory", 0o755, owned=folder.startswith("srv")), b""))
     return _contents("image", members)
 
 
-def image_environment(image: str, base: Mapping[str, str], added: Mapping[str, str]) -> dict[str, str]:
+def image_environment(
+    image: str, base: Mapping[str, str], activation: Mapping[str, str], added: Mapping[str, str]
+) -> dict[str, str]:
     """The environment variables of an image's configuration.
 
-    The contract's, over those of a ``base`` that is somebody's image (whose PATH stays behind ours), under those that
-    ``lithify.toml`` has ``added``.
+    The contract's, over those of a ``base`` that is somebody's image (whose PATH stays behind ours), under what the
+    environment's ``activation`` sets and what ``lithify.toml`` has ``added``.
     """
     path = f"{PREFIX}/bin:{CONDA_DIR}/bin:{base.get('PATH', runtime.SYSTEM_PATH)}"
-    own = {"PATH": path, "VIRTUAL_ENV": PREFIX, "PANGEO_ENV": image}
-    return {**base, **runtime.ENVIRONMENT, **own, **added}
+    own = {"PATH": path, "PANGEO_ENV": image}
+    return {**base, **runtime.ENVIRONMENT, **own, **activation, **added}
 
 
 def _check_start(image: str, start: bytes) -> None:

@@ -148,13 +148,13 @@ def _other_variant(store: Store, chain: str, compression: Compression) -> oci.La
         found = find_layer(store, _key(chain, other)) if other.name != compression.name else None
         if found is not None:
             with store.blob_path(found.descriptor.digest).open("rb") as file:
-                layer = _write(store, decompressed(file, found.descriptor.media_type), compression)
+                layer = write_layer(store, decompressed(file, found.descriptor.media_type), compression)
             if layer.diff_id == found.diff_id:
                 return layer
     return None
 
 
-def _write(store: Store, chunks: Iterable[bytes], compression: Compression) -> oci.Layer:
+def write_layer(store: Store, chunks: Iterable[bytes], compression: Compression) -> oci.Layer:
     """Write the tar that ``chunks`` make up as a layer's blob."""
     diff_id = hashlib.sha256()
 
@@ -184,7 +184,7 @@ def _make(
     task = f"{step.name} {platform}"
     report(Event("assemble", "start", task))
     if step.kind == "user":
-        layer = _write(store, user_layer(store, below), compression)
+        layer = write_layer(store, user_layer(store, below), compression)
     else:
         host = host_platform()
         twin = ""
@@ -227,7 +227,7 @@ def _run_dpkg(
             result = subprocess.run(command, input=job.document(), capture_output=True, text=True, check=False)
             _raise_as_told(store, result)
             with (folder / "layer.tar").open("rb") as file:
-                return _write(store, iter(lambda: file.read(1 << 20), b""), compression)
+                return write_layer(store, iter(lambda: file.read(1 << 20), b""), compression)
         finally:
             if any(path.is_dir() for path in folder.iterdir()):
                 # It was killed, and what it left belongs to users that only a namespace has.
@@ -395,7 +395,8 @@ def base_image(store: Store, base: LayoutBase, platform: Platform) -> BaseImage:
         describe(layer, layer.diff_id, f"base {base.image}".strip() + f", layer {number}")
         for number, layer in enumerate(layers, 1)
     ]
-    _check_python(store, descriptor, described, base, where)
+    if base.python:
+        _check_python(store, descriptor, described, base, where)
     given = (config.get("config") or {}).get("Env") or []
     environment = dict(str(one).split("=", 1) for one in given if "=" in str(one))
     return BaseImage(tuple(described), environment)

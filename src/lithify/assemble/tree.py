@@ -17,6 +17,7 @@ from pathlib import Path
 
 from lithify import runtime
 from lithify.errors import InputError
+from lithify.runtime import User
 from lithify.store import tar
 
 WHITEOUT = ".wh."
@@ -259,13 +260,17 @@ def _pinned_shadow(shadow: bytes) -> bytes:
 # -- out of folders --------------------------------------------------------------------------------------------
 
 
-def layer_of(root: Path, lower: Path | None = None) -> Iterator[bytes]:
+def layer_of(root: Path, lower: Path | None = None, *, owner: User | None = None) -> Iterator[bytes]:
     """The tree at ``root`` as a layer's tar, end-of-archive blocks included.
 
     With ``lower``, ``root`` is the upper folder of an overlay over it: what it hides becomes OCI whiteouts, and
-    folders that it only passes through without change are left out when nothing is in them.
+    folders that it only passes through without change are left out when nothing is in them. With ``owner``, all belongs
+    to that user, whoever has it here.
     """
-    yield from tar.stream(_members(root, "", lower, {}))
+    members = _members(root, "", lower, {})
+    if owner is not None:
+        members = ((replace(entry, uid=owner.uid, gid=owner.gid), content) for entry, content in members)
+    yield from tar.stream(members)
     yield tar.END
 
 

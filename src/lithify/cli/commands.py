@@ -100,7 +100,11 @@ def init(options: Options, folder: Path, name: str | None) -> None:
 @click.option(
     "-P", "--upgrade-package", "packages", multiple=True, metavar="NAME", help="Take the newest NAME; may be repeated."
 )
+@click.option(
+    "--exclude-newer", metavar="DATE", help="Leave out what was published after DATE (a day's end is in UTC)."
+)
 @click.option("--check", is_flag=True, help="Change nothing; fail where a lock does not answer its requirement files.")
+@click.option("--offline", is_flag=True, help="Use the cache alone, not the network.")
 @_as_json
 @_common
 @click.pass_obj
@@ -110,13 +114,16 @@ def lock(
     family: Path,
     upgrade: bool,
     packages: tuple[str, ...],
+    exclude_newer: str | None,
     check: bool,
+    offline: bool,
     as_json: bool,
 ) -> None:
     """Lock the requirements of images.
 
     Writes lithify.lock beside the requirement files, for every platform of the family. Without IMAGE, for all images
-    of the family. What is locked stays as it is where the requirements allow it.
+    of the family. A lock that answers its requirement files stays as it is, and what is locked stays where the
+    requirements allow it. DATE is such as 2026-01-31 or 2026-01-31T12:00:00Z.
     """
     from lithify.cli import display, results
 
@@ -126,8 +133,9 @@ def lock(
             images,
             upgrade=upgrade,
             upgrade_packages=packages,
+            exclude_newer=exclude_newer,
             check=check,
-            settings=options.settings(),
+            settings=options.settings(offline=offline),
             report=report,
         )
     results.show(locked, results.lock_lines, as_json=as_json)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from lithify.cli.display import size
+from lithify.lockfile import NOTEBOOK, Package
 from lithify.platforms import Platform
 
 if TYPE_CHECKING:
@@ -81,7 +82,10 @@ def _platform_row(platform: PlatformResult) -> list[str]:
 
 
 def lock_lines(results: Sequence[LockResult]) -> list[str]:
-    """Each image's lock and, package by package, what changed in it; of a new lock only how much it holds."""
+    """Each image's lock and, package by package, what changed in it; of a new lock only how much it holds.
+
+    A package is added (+), removed (-), newer (^), older (v), or another file of the same version (~).
+    """
     lines = []
     for result in results:
         platforms = len({package.platform for package in result.lock.packages})
@@ -94,15 +98,40 @@ def lock_lines(results: Sequence[LockResult]) -> list[str]:
             continue
         changes: dict[str, list[str]] = {}
         for package in result.removed:
-            changes.setdefault(f"- {package.name} {package.version}", []).append(str(package.platform))
-        for old, new in result.changed:
-            version = new.version if old.version == new.version else f"{old.version} -> {new.version}"
-            changes.setdefault(f"~ {new.name} {version}", []).append(str(new.platform))
+            changes.setdefault(f"- {_in_environment(package)} {package.version}", []).append(str(package.platform))
+        for mark, pairs in (("^", result.up), ("v", result.down), ("~", result.rebuilt)):
+            for old, new in pairs:
+                version = new.version if old.version == new.version else f"{old.version} -> {new.version}"
+                changes.setdefault(f"{mark} {_in_environment(new)} {version}", []).append(str(new.platform))
         for package in result.added:
-            changes.setdefault(f"+ {package.name} {package.version}", []).append(str(package.platform))
+            changes.setdefault(f"+ {_in_environment(package)} {package.version}", []).append(str(package.platform))
         for change, where in changes.items():
             lines.append(f"  {change}" if len(where) == platforms else f"  {change} ({', '.join(where)} only)")
+        lines += _totals(result)
     return lines
+
+
+def _in_environment(package: Package) -> str:
+    return package.name if package.environment == NOTEBOOK else f"{package.environment}/{package.name}"
+
+
+def _totals(result: LockResult) -> list[str]:
+    """For each platform how many packages changed how, and what is to be downloaded."""
+    rows = []
+    for platform in sorted({package.platform for package in result.lock.packages}):
+        kinds = (
+            ("added", [package for package in result.added if package.platform == platform]),
+            ("removed", [package for package in result.removed if package.platform == platform]),
+            *(
+                (kind, [new for _, new in pairs if new.platform == platform])
+                for kind, pairs in (("up", result.up), ("down", result.down), ("rebuilt", result.rebuilt))
+            ),
+        )
+        told = ", ".join(f"{len(packages)} {kind}" for kind, packages in kinds if packages)
+        if told:
+            new_bytes = result.new_bytes.get(str(platform), 0)
+            rows.append(f"  {platform}: {told}{f'; {size(new_bytes)} to download' if new_bytes else ''}")
+    return rows
 
 
 def list_lines(images: Sequence[ImageSummary]) -> list[str]:

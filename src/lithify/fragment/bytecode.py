@@ -26,9 +26,9 @@ RULES = 1
 
 @dataclass(frozen=True)
 class Interpreter:
-    """A root file system and the Python in it that compiles, by its path inside."""
+    """Root file systems, the topmost first, and the Python in them that compiles, by its path inside."""
 
-    root: Path
+    roots: tuple[Path, ...]
     path: str
 
 
@@ -94,11 +94,12 @@ class Compiler:
     def _start(self) -> subprocess.Popen[bytes]:
         server = Path(__file__).with_name("compile_server.py").read_text(encoding="utf-8")
         sandbox = Sandbox(
-            lower=(self.interpreter.root,),
-            # -I would ignore the seed; -S and -P keep everything but the standard library out.
-            environment={"PYTHONHASHSEED": "0", "LC_ALL": "C.UTF-8"},
+            lower=self.interpreter.roots,
+            # -I would ignore the seed; -S and a safe path (`-P`, which Python has from 3.11 on) keep everything but the
+            # standard library out.
+            environment={"PYTHONHASHSEED": "0", "PYTHONSAFEPATH": "1", "LC_ALL": "C.UTF-8"},
         )
-        command = [self.interpreter.path, "-S", "-P", "-B", "-c", server]
+        command = [self.interpreter.path, "-S", "-B", "-c", server]
         process = subprocess.Popen(
             arguments(sandbox, command), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
         )
@@ -110,7 +111,7 @@ class Compiler:
             raise HostError(
                 f"the image's Python ({self.interpreter.path}) does not start in the sandbox",
                 details=complaint,
-                hint="the base must hold that interpreter and its standard library",
+                hint="the image's packages must hold that interpreter and all that it needs",
             )
         self.process, self._magic = process, magic
         return process

@@ -22,6 +22,10 @@ from lithify.runtime import CONDA_DIR, PREFIX
 
 FAMILY_FILE = "lithify.toml"
 MAXIMUM_LAYERS = 100
+_IMAGE_KEYS = (
+    *("folder", "extends", "cmd", "environment", "labels", "platforms"),
+    *("notebook", "environments", "virtual-packages"),
+)
 _NAME_HINT = "use at most 63 lower-case letters, digits, `-`, `_` and `.`, a letter or digit first"
 # Debian policy, section 5.6.1; a version may follow.
 _DEBIAN_PACKAGE = re.compile(r"[a-z0-9][a-z0-9+.-]+(=[A-Za-z0-9.+~:-]+)?")
@@ -95,9 +99,11 @@ class FileRules:
 class Image:
     """One image of a family, as ``lithify.toml`` declares it.
 
-    ``environment`` are its variables. ``environments`` are its conda environments and its ancestors', the notebook's
-    first; none where the family has no ``[conda]``. ``virtual_packages`` are versions by name, by platform
-    (``linux/amd64``), with what holds for every platform under an empty name.
+    ``environment`` are its variables. ``platforms`` are those that it is made for. ``environments`` are its conda
+    environments and its ancestors', the notebook's first if it has that (``notebook = false`` leaves it to its
+    children); none where the family has no ``[conda]``.
+    ``virtual_packages`` are versions by name, by platform (``linux/amd64``), with what holds for every platform under
+    an empty name.
     """
 
     name: str
@@ -106,6 +112,7 @@ class Image:
     cmd: tuple[str, ...] | None = None
     environment: Mapping[str, str] = field(default_factory=dict)
     labels: Mapping[str, str] = field(default_factory=dict)
+    platforms: tuple[Platform, ...] = ()
     environments: tuple[Environment, ...] = ()
     virtual_packages: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
 
@@ -123,6 +130,14 @@ class Family:
     maximum_layers: int = MAXIMUM_LAYERS
     conda: CondaRules | None = None
     files: FileRules = FileRules()
+
+    def platforms_of(self, name: str) -> tuple[Platform, ...]:
+        """The platforms that an image is made for.
+
+        Raises:
+            InputError: for an image that the family does not have.
+        """
+        return self.image(name).platforms or self.platforms
 
     def lineage(self, name: str) -> tuple[Image, ...]:
         """The image and its ancestors, the eldest first.
@@ -203,6 +218,7 @@ class _Reader:
     def __init__(self, path: Path, text: str) -> None:
         self.path = path
         self.lines = text.splitlines()
+        self.family_platforms: tuple[Platform, ...] = ()
 
     def error(self, message: str, key: str | None = None, hint: str | None = None) -> InputError:
         line = self.line_of(key) if key else None
@@ -270,7 +286,7 @@ class _Reader:
         assert name is not None
         if not _is_image_name(name):
             raise self.error(f"`{name}` cannot be a family's name", "family\0name", hint=_NAME_HINT)
-        platforms = self.platforms(family)
+        platforms = self.platforms(family, "family")
         layers = self.table(document.get("layers", {}), "layers", ("maximum",))
         maximum = layers.get("maximum", MAXIMUM_LAYERS)
         if not isinstance(maximum, int) or isinstance(maximum, bool) or not 8 <= maximum <= 120:
@@ -288,7 +304,7 @@ class _Reader:
             root=root,
             platforms=platforms,
             base=self.base(document["base"], conda is not None),
-            images=self.images(document.get("images", {}), conda is not None),
+            images=self.images(document.get("images", {}), conda is not None, platforms),
             source=self.text(family, "source", "family"),
             maximum_layers=maximum,
             conda=conda,
@@ -307,19 +323,19 @@ class _Reader:
             owners=self.mapping(table, "owners", "conda"),
         )
 
-    def platforms(self, family: dict[str, Any]) -> tuple[Platform, ...]:
-        names = self.texts(family, "platforms", "family") if "platforms" in family else ("linux/amd64",)
+    def platforms(self, table: dict[str, Any], where: str) -> tuple[Platform, ...]:
+        names = self.texts(table, "platforms", where) if "platforms" in table else ("linux/amd64",)
         if not names:
             raise self.error(
                 "`platforms` names no platform",
-                "family\0platforms",
+                f"{where}\0platforms",
                 hint=f"leave it out for linux/amd64; the platforms that can be built are {', '.join(PLATFORMS)}",
             )
         for name in names:
             if name not in PLATFORMS:
                 raise self.error(
                     f"unknown platform `{name}`",
-                    "family\0platforms",
+                    f"{where}\0platforms",
                     hint=_nearest(name, PLATFORMS) or f"the platforms that can be built are {', '.join(PLATFORMS)}",
                 )
         return tuple(parse_platform(name) for name in sorted(set(names)))
@@ -372,7 +388,7 @@ class _Reader:
             return LayoutBase(self.path.parent / layout if layout else None, image or "", python or "")
         raise self.error("[base] names neither `debian` nor `oci-layout` nor `image`", "base")
 
-    def images(self, value: object, conda: bool) -> dict[str, Image]:
+    def images(self, value: object, conda: bool, platforms: tuple[Platform, ...]) -> dict[str, Image]:
         if not isinstance(value, dict) or not value:
             raise self.error("the family has no images", hint="add an [images.NAME] table")
         declared: dict[str, Image] = {}
@@ -384,9 +400,8 @@ class _Reader:
                     where,
                     hint=_NAME_HINT,
                 )
-            known = ("folder", "extends", "cmd", "environment", "labels", "environments", "virtual-packages")
-            table = self.table(entry, where, known)
-            for key in ("environments", "virtual-packages"):
+            table = self.table(entry, where, _IMAGE_KEYS)
+            for key in ("notebook", "environments", "virtual-packages"):
                 if key in table and not conda:
                     raise self.error(
                         f"`{key}` is for conda packages, and the family has none",
@@ -404,9 +419,19 @@ class _Reader:
                 cmd=self.texts(table, "cmd", where) or None,
                 environment=self.mapping(table, "environment", where),
                 labels=self.mapping(table, "labels", where),
+                platforms=self.platforms(table, where) if "platforms" in table else platforms,
                 environments=self.environments(table, where) if conda else (),
                 virtual_packages=self.virtual_packages(table, where),
             )
+        self.family_platforms = platforms
+        for image in declared.values():
+            for platform in image.platforms:
+                if platform not in platforms:
+                    raise self.error(
+                        f"image `{image.name}` is for {platform}, and the family is not",
+                        f"images\0{image.name}\0platforms",
+                        hint=f'add "{platform}" to the family\'s `platforms`',
+                    )
         images: dict[str, Image] = {}
         for name, image in self.parents_first(declared).items():
             images[name] = self.inherited(image, images[image.extends]) if image.extends else image
@@ -414,10 +439,13 @@ class _Reader:
 
     def environments(self, image: dict[str, Any], where: str) -> tuple[Environment, ...]:
         declared = image.get("environments", {})
-        where = f"{where}\0environments"
+        image_where, where = where, f"{where}\0environments"
         if not isinstance(declared, dict):
             raise self.error(f"`environments` must be a table, found {declared!r}", where)
-        found = [NOTEBOOK_ENVIRONMENT]
+        notebook = image.get("notebook", True)
+        if not isinstance(notebook, bool):
+            raise self.error(f"`notebook` must be true or false, found {notebook!r}", f"{image_where}\0notebook")
+        found = [NOTEBOOK_ENVIRONMENT] if notebook else []
         for name, entry in declared.items():
             here = f"{where}\0{name}"
             if name == NOTEBOOK or not _is_image_name(name):
@@ -468,8 +496,18 @@ class _Reader:
         return found
 
     def inherited(self, image: Image, parent: Image) -> Image:
-        """The image with its parent's environments and virtual packages."""
-        environments = tuple(dict.fromkeys((*parent.environments, *image.environments)))
+        """The image with its parent's environments and virtual packages, on platforms that its parent has."""
+        if image.platforms == self.family_platforms:
+            image = replace(image, platforms=parent.platforms)
+        for platform in image.platforms:
+            if platform not in parent.platforms:
+                raise self.error(
+                    f"image `{image.name}` is for {platform}, and `{parent.name}`, which it extends, is not",
+                    f"images\0{image.name}\0platforms",
+                    hint=f"leave {platform} out, or have it among the parent's `platforms`",
+                )
+        together = dict.fromkeys((*parent.environments, *image.environments))
+        environments = tuple(sorted(together, key=lambda one: one.name != NOTEBOOK))
         for key in ("name", "prefix"):
             twice = [one for one, count in Counter(getattr(one, key) for one in environments).items() if count > 1]
             if twice:

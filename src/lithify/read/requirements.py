@@ -9,6 +9,7 @@ taken; all else is an error that names the file and the line.
 from __future__ import annotations
 
 import difflib
+import json
 import os
 import re
 import shlex
@@ -20,14 +21,20 @@ from packaging.requirements import InvalidRequirement
 from packaging.requirements import Requirement as _Parsed
 from packaging.utils import canonicalize_name
 
+from lithify.addresses import without_credentials
 from lithify.errors import InputError
 from lithify.lockfile import LOCK_FILE
 from lithify.platforms import PLATFORMS, Platform
-from lithify.read.environment import EnvironmentFile, read_environment
+from lithify.read import yaml
+from lithify.read.environment import SUBDIRS, EnvironmentFile, read_environment
 from lithify.read.family import DebianBase, Family, Image
+from lithify.read.files import read_bytes, read_text
 
 PYTHON_FILE = "requirements.txt"
 APT_FILE = "apt.txt"
+VIRTUAL_FILE = "virtual-packages.yml"
+CONDARC_FILE = "condarc.yml"
+DASK_FILE = "dask_config.yml"
 
 
 @dataclass(frozen=True)
@@ -101,7 +108,7 @@ class Requirements:
 _UNSUPPORTED = {"postBuild": "postBuild is not supported yet, and would not be run"}
 _CONDA_FILES = (
     *("environment.yml", "environment.yaml", "conda-lock.yml", "conda-linux-64.lock", "conda-linux-aarch64.lock"),
-    "virtual-packages.yml",
+    VIRTUAL_FILE,
 )
 
 
@@ -154,13 +161,48 @@ def read_requirements(image: Image) -> Requirements:
         constraints=tuple(reader.constraints),
         indexes=reader.indexes,
         apt=tuple(_read_apt(folder / APT_FILE, files)) if (folder / APT_FILE).exists() else (),
-        start=_bytes(folder / "start"),
-        jupyter_config=_bytes(folder / "jupyter_notebook_config.py"),
-        dask_config=_bytes(folder / "dask_config.yml"),
-        condarc=_bytes(folder / "condarc.yml"),
+        start=read_bytes(folder / "start"),
+        jupyter_config=read_bytes(folder / "jupyter_notebook_config.py"),
+        dask_config=_read_configuration(folder / DASK_FILE),
+        condarc=_read_configuration(folder / CONDARC_FILE),
         environments=_read_environments(image, folder, files),
+        virtual_packages=_read_virtual_packages(folder / VIRTUAL_FILE, files),
         files=files,
     )
+
+
+def read_requirements_file(path: Path) -> tuple[Requirement, ...]:
+    """The requirements of a file in pip's format, and of what it includes.
+
+    Raises:
+        InputError: naming the file and the line of what is wrong or cannot be done.
+    """
+    reader = _PythonReader({})
+    reader.read(path, constraints=False)
+    return tuple(reader.requirements)
+
+
+def pip_requirements(
+    file: EnvironmentFile,
+) -> tuple[tuple[Requirement, ...], tuple[Requirement, ...], Indexes]:
+    """The requirements, the constraints and the indexes of the ``pip:`` section of ``file``.
+
+    Files that ``-r`` and ``-c`` name are relative to it, as for conda.
+
+    Raises:
+        InputError: naming the file and the line of what is wrong or cannot be done.
+    """
+    reader = _pip_reader(file, {})
+    return tuple(reader.requirements), tuple(reader.constraints), reader.indexes
+
+
+def _pip_reader(file: EnvironmentFile, files: dict[Path, bytes]) -> _PythonReader:
+    reader = _PythonReader(files)
+    for asked in file.pip:
+        for _, line in _logical_lines(asked.text):
+            reader.line(_expanded(line), asked.where, Path(os.path.normpath(file.path)), False, ())
+    reader.check_hashes()
+    return reader
 
 
 def _read_environments(
@@ -175,8 +217,45 @@ def _read_environments(
         for path in there:
             read = {platform: read_environment(path, platform) for platform in PLATFORMS.values()}
             found[environment.name] = read
+            for file in read.values():
+                _pip_reader(file, files)
             files[path] = b"\0".join(read[platform].document for platform in sorted(read))
     return found
+
+
+def _read_virtual_packages(path: Path, files: dict[Path, bytes]) -> dict[str, dict[str, str]] | None:
+    """What ``virtual-packages.yml`` (conda-lock's) says, by conda's subdir and name; nothing where it is missing."""
+    if not path.exists():
+        return None
+    where = str(path)
+    root = yaml.table(yaml.parse_yaml(read_text(path), where), where, VIRTUAL_FILE, ("subdirs",))
+    if "subdirs" not in root.entries:
+        raise InputError(f"{where}: no `subdirs`", hint="list platforms below it: `linux-64:`, then `packages:`")
+    found: dict[str, dict[str, str]] = {}
+    for subdir, node in yaml.table(root.entries["subdirs"], where, "`subdirs`", SUBDIRS).entries.items():
+        packages = yaml.table(node, where, f"`{subdir}`", ("packages",)).entries.get("packages")
+        table = yaml.table(packages, where, f"`packages` of `{subdir}`") if packages is not None else None
+        found[subdir] = {}
+        for name, value in table.entries.items() if table else ():
+            if not re.fullmatch(r"__[a-z0-9_]+", name):
+                line = table.keys[name].line if table else 0
+                raise InputError(
+                    f"{where}:{line}: `{yaml.shortened(name)}` is no virtual package",
+                    hint="its name begins with two underscores: `__glibc`",
+                )
+            found[subdir][name] = yaml.text(value, where, f"the version of `{name}`")
+    files[path] = json.dumps(found, sort_keys=True).encode()
+    return found
+
+
+def _read_configuration(path: Path) -> bytes | None:
+    """A configuration file that is copied as it is, once it is known to be a YAML mapping (or empty)."""
+    data = read_bytes(path)
+    if data is not None:
+        root = yaml.parse_yaml(read_text(path), str(path))
+        if root is not None:
+            yaml.table(root, str(path), path.name)
+    return data
 
 
 def documents(
@@ -198,15 +277,31 @@ def documents(
     else:
         about = f"image {base.image}\n"
     facts = f"python {base.python}\n{about}" + "".join(
-        f"platform {platform}\n" for platform in sorted(family.platforms)
+        f"platform {platform}\n" for platform in sorted(family.platforms_of(lineage[-1].name))
     )
+    facts += _conda_facts(family, lineage[-1])
     found = {"lithify.toml": facts.encode()}
     for image, asked in zip(lineage, requirements or map(read_requirements, lineage), strict=True):
         for path, content in asked.files.items():
             found[f"{image.name}: {Path(os.path.relpath(path, family.root)).as_posix()}"] = content
-    if len(lineage) > 1 and (parent := _bytes(lock_path(lineage[-2]))) is not None:
+    if len(lineage) > 1 and (parent := read_bytes(lock_path(lineage[-2]))) is not None:
         found[f"{lineage[-2].name}: {LOCK_FILE}"] = parent.replace(b"\r\n", b"\n")
     return found
+
+
+def _conda_facts(family: Family, image: Image) -> str:
+    """What the family says of conda packages, a fact a line: nothing for a family without them."""
+    if family.conda is None:
+        return ""
+    lines = [f"conda channel {without_credentials(channel)}" for channel in family.conda.channels]
+    lines += [f"conda require {spec}" for spec in sorted(family.conda.require)]
+    lines += [f"environment {one.name} {one.prefix} {one.file}" for one in image.environments]
+    lines += [
+        f"virtual package {name} {version} {platform}".rstrip()
+        for platform, packages in sorted(image.virtual_packages.items())
+        for name, version in sorted(packages.items())
+    ]
+    return "".join(f"{line}\n" for line in lines)
 
 
 # -- requirements.txt --------------------------------------------------------------------------------------
@@ -243,6 +338,10 @@ class _PythonReader:
 
     def read(self, path: Path, *, constraints: bool) -> None:
         self.file(path, constraints, None, ())
+        self.check_hashes()
+
+    def check_hashes(self) -> None:
+        """See that every requirement has the hash that ``--require-hashes`` asks for."""
         if self.hashes_required:
             for requirement in self.requirements:
                 if not requirement.hashes:
@@ -259,7 +358,7 @@ class _PythonReader:
         if (path, constraints) in self.done:
             return
         self.done.add((path, constraints))
-        text = _text(path, asked_at)
+        text = read_text(path, asked_at)
         lines = list(_logical_lines(text))
         self.files[path] = "".join(f"{line}\n" for _, line in lines).encode()
         for number, line in lines:
@@ -419,7 +518,7 @@ _APT_NAME = re.compile(r"[a-z0-9][a-z0-9+.-]+")
 
 
 def _read_apt(path: Path, files: dict[Path, bytes]) -> Iterator[AptPackage]:
-    text = _text(path, None)
+    text = read_text(path)
     found: dict[str, AptPackage] = {}
     for number, line in enumerate(text.splitlines(), 1):
         for word in _COMMENT.sub("", line).split():
@@ -434,32 +533,3 @@ def _read_apt(path: Path, files: dict[Path, bytes]) -> Iterator[AptPackage]:
             found.setdefault(word, AptPackage(word, where))
     files[path] = "".join(f"{name}\n" for name in sorted(found)).encode()
     yield from (found[name] for name in sorted(found))
-
-
-# -- files -------------------------------------------------------------------------------------------------
-
-
-def _text(path: Path, asked_at: str | None) -> str:
-    try:
-        data = path.read_bytes()
-    except FileNotFoundError:
-        raise InputError(f"{asked_at}: {path} does not exist") from None
-    except OSError as error:
-        raise InputError(f"{asked_at or path}: {path} cannot be read: {error.strerror}") from error
-    try:
-        text = data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = data[: error.start].count(b"\n") + 1
-        raise InputError(f"{path}:{line}: not UTF-8: {error.reason}", hint="save the file as UTF-8") from error
-    if "\0" in text:
-        raise InputError(f"{path}:{text[: text.index(chr(0))].count(chr(10)) + 1}: holds a NUL character")
-    return text
-
-
-def _bytes(path: Path) -> bytes | None:
-    try:
-        return path.read_bytes()
-    except FileNotFoundError:
-        return None
-    except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror}") from error

@@ -49,8 +49,10 @@ def suite_sources(suite: str) -> tuple[str, ...]:
 
 
 def base_packages(base: DebianBase) -> tuple[str, ...]:
-    """What to resolve for the base besides the suite's Essential packages: its Python and what the family asks for."""
-    return tuple(sorted({f"python{base.python}", *base.packages}))
+    """What to resolve for the base besides the suite's Essential packages: its Python, where it is to have one, and
+    what the family asks for.
+    """
+    return tuple(sorted({*([f"python{base.python}"] if base.python else ()), *base.packages}))
 
 
 def suite_of(package: Package) -> str:
@@ -72,7 +74,7 @@ def interpreter_build(packages: Iterable[Package]) -> str:
     if len(found) != 1:
         raise InputError(
             f"the base holds {len(found) or 'no'} Python interpreters{': ' if found else ''}{', '.join(sorted(found))}",
-            hint="lock the image again with `lithify lock`",
+            hint="lock the image again with `lithify lock --upgrade`",
         )
     return found.pop()
 

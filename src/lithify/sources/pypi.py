@@ -15,10 +15,11 @@ import sys
 import tempfile
 import threading
 import tomllib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
 
 from packaging.tags import Tag, compatible_tags, cpython_tags
@@ -31,6 +32,9 @@ from lithify.progress import Event, Report, silent
 from lithify.read.requirements import Indexes, Requirements
 from lithify.read.settings import Settings
 from lithify.sources import File, Target
+
+if TYPE_CHECKING:
+    from lithify.sources.conda.distributions import Distribution
 
 SOURCE = "pypi"
 # What a base has whose C library is not known: every distribution that is still maintained.
@@ -88,7 +92,7 @@ class PypiSource:
                 f"{len(missing)} locked wheel{'s are' if len(missing) > 1 else ' is'} not served any more, "
                 "by this name and hash, by the package index",
                 details=listed,
-                hint="`lithify lock` chooses from what is served now",
+                hint="`lithify lock --upgrade-package NAME` chooses from what is served now",
             )
         return found
 
@@ -118,13 +122,16 @@ def resolve(
     *,
     glibc: tuple[int, int] = OLDEST_GLIBC,
     preferred: Mapping[str, str] | None = None,
+    provided: Provided | None = None,
+    exclude_newer: datetime | None = None,
     settings: Settings,
     report: Report = silent,
 ) -> tuple[Package, ...]:
     """Exact wheels for all that the images of ``lineage`` ask for together, on ``platform``, sorted by name.
 
     ``preferred`` are versions by name that are kept wherever the requirements allow them. ``glibc`` is the C library's
-    version in the base.
+    version in the base. ``provided`` is there already, in one version each, and is not in the result.
+    ``exclude_newer`` leaves out what was uploaded after that moment.
 
     Raises:
         UnsatisfiableError: with uv's explanation, or naming a package that has no wheel for the platform.
@@ -145,11 +152,70 @@ def resolve(
         line += ["--constraints", "constraints.txt"]
     if source.indexes.prereleases:
         line += ["--prerelease", "allow"]
-    document = _compile(line, documents, source, report, _Asked(lineage, platform))
+    if exclude_newer is not None:
+        line += ["--exclude-newer", exclude_newer.astimezone(UTC).isoformat().replace("+00:00", "Z")]
+    asked = _Asked(lineage, platform, provided)
+    if provided is None:
+        document = _compile(line, documents, source, report, asked)
+    else:
+        document = _compiled_beside(provided, line, documents, source, report, asked)
     tags = {tag: rank for rank, tag in enumerate(wheel_tags(platform, python, glibc))}
     packages = tuple(sorted(_package(entry, platform, tags) for entry in document))
     _check_hashes(packages, lineage)
     return packages
+
+
+def _compiled_beside(
+    provided: Provided,
+    line: Sequence[str],
+    documents: Mapping[str, str],
+    source: PypiSource,
+    report: Report,
+    asked: _Asked,
+) -> list[dict[str, Any]]:
+    """The packages beside those that are provided, which uv sees as wheels that require nothing.
+
+    A constraint that is an address makes uv take that wheel and no other, without asking an index for it, and tell of
+    a conflict where a requirement wants another version. What an extra of a provided package requires is wanted all
+    the same: uv warns where one is asked for, and is asked again, with the extras that the package really has.
+    """
+    from lithify.sources.conda.distributions import stand_in
+
+    extras: dict[str, list[str]] = {}
+    with tempfile.TemporaryDirectory(prefix="lithify-provided-") as name:
+        folder = Path(name)
+        wheels = {d.name: stand_in(d, (), folder) for d in provided.distributions.values()}
+        constraints = documents.get("constraints.txt", "")
+        constraints += "".join(f"{name} @ {path.as_uri()}\n" for name, path in sorted(wheels.items()))
+        documents = {**documents, "constraints.txt": constraints}
+        line = [*line, *([] if "--constraints" in line else ["--constraints", "constraints.txt"])]
+        while True:
+            warned: list[Event] = []
+            document = _compile(line, documents, source, warned.append, asked)
+            lacking = {
+                canonicalize_name(match[1]) for event in warned if (match := _EXTRALESS.search(event.message))
+            } & wheels.keys() - extras.keys()
+            if not lacking:
+                break
+            for one in sorted(lacking):
+                distribution = provided.distributions[one]
+                extras[one] = provided.extras(distribution)
+                stand_in(distribution, extras[one], folder)
+        for event in warned:
+            report(event)
+    return [entry for entry in document if canonicalize_name(entry["name"]) not in wheels]
+
+
+# What uv warns of, where a package is asked for with an extra that it has not.
+_EXTRALESS = re.compile(r"The package `([A-Za-z0-9._-]+)[^`]*` does not have an extra named")
+
+
+@dataclass(frozen=True)
+class Provided:
+    """Distributions that something else than an index brings, by name, and what their extras require (as METADATA)."""
+
+    distributions: Mapping[str, Distribution]
+    extras: Callable[[Distribution], list[str]]
 
 
 def wheel_tags(platform: Platform, python: str, glibc: tuple[int, int]) -> list[Tag]:
@@ -178,6 +244,24 @@ class _Asked:
 
     lineage: Sequence[Requirements] = ()
     platform: Platform | None = None
+    provided: Provided | None = None
+
+    def conflicts(self, complaint: str) -> list[str]:
+        """Of what uv complains about, the requirement files' lines and the conda packages that have a part in it."""
+        words = {canonicalize_name(word) for word in re.findall(r"[A-Za-z0-9][A-Za-z0-9._-]*", complaint)}
+        found = [
+            f"{requirement.where}: {requirement.text}"
+            for requirements in self.lineage
+            for requirement in requirements.python
+            if requirement.name in words
+        ]
+        for name, distribution in sorted(self.provided.distributions.items() if self.provided else ()):
+            if re.search(rf"(?<![\w-]){re.escape(name)}(?![\w-])", complaint):
+                package = distribution.package
+                found.append(
+                    f"the conda package {package.name} {package.version} provides {name} {distribution.version}"
+                )
+        return found
 
     def place(self, name: str) -> str | None:
         for requirements in self.lineage:
@@ -199,6 +283,14 @@ class _Asked:
         where = f" for {self.platform}" if self.platform else ""
         image = self.lineage[-1].image if self.lineage else "the lock"
         if "No solution found" in complaint:
+            conflicts = self.conflicts(complaint) if self.provided else []
+            if any(conflict.startswith("the conda package ") for conflict in conflicts):
+                return UnsatisfiableError(
+                    f"what `{image}` asks for of the package index{where} does not fit what conda installs:"
+                    + "".join(f"\n  {conflict}" for conflict in conflicts),
+                    details=complaint,
+                    hint="loosen one of them, or ask conda for the other version",
+                )
             if unknown := re.search(r"Because (\S+) was not found in the package registry", complaint):
                 place = self.place(unknown[1])
                 return UnsatisfiableError(

@@ -1,1 +1,1 @@
-"""conda packages: from an artefact to files at their final places, by link rules of our own."""
+"""Conda channels as a source: resolving by rattler, exact packages, their addresses, their files."""
