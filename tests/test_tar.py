@@ -62,19 +62,30 @@ def _as_read_by_tarfile(data: bytes) -> list[tuple[object, ...]]:
 
 
 def _as_read_by_us(data: bytes, chunk: int = 1 << 20) -> list[tuple[object, ...]]:
+    """By both ways, which must agree."""
     chunks = (data[at : at + chunk] for at in range(0, len(data), chunk))
-    return [
-        (
-            member.path.rstrip(b"/"),
-            tar.REGULAR if member.type in tar.REGULAR else member.type,
-            *member[2:5],
-            member.size if member.type in tar.REGULAR else 0,
-            member.link,
-            member.mtime,
-            b"".join(content),
-        )
-        for member, content in tar.members(chunks)
-    ]
+    try:
+        indexed = [
+            _told(member, data[at : at + member.size] if member.type in tar.REGULAR else b"")
+            for member, at in tar.index(memoryview(data))
+        ]
+    except tar.TarError:
+        indexed = None
+    found = [_told(member, b"".join(content)) for member, content in tar.members(chunks)]
+    assert found == indexed
+    return found
+
+
+def _told(member: tar.Member, content: bytes) -> tuple[object, ...]:
+    return (
+        member.path.rstrip(b"/"),
+        tar.REGULAR if member.type in tar.REGULAR else member.type,
+        *member[2:5],
+        member.size if member.type in tar.REGULAR else 0,
+        member.link,
+        member.mtime,
+        content,
+    )
 
 
 @given(st.lists(_entries(), max_size=5))

@@ -174,17 +174,20 @@ def parse_object(data: bytes, name: str, label: str) -> dict[str, Any]:
 
 
 def is_plain(path: str) -> bool:
-    """Whether ``path`` is relative, means the place that it spells, and can be a file's name."""
-    if 0 < len(path) < 200 and path.isascii() and path.isprintable():
+    """Whether ``path`` is relative, means the place that it spells, and can be a file's name.
+
+    A backslash may be in it (systemd's units have some), but not so that it leads elsewhere where it separates.
+    """
+    if 0 < len(path) < 200 and path.isascii() and path.isprintable() and "\\" not in path:  # nearly all
         return not (path[0] in "/." or path[-1] == "/" or "//" in path or "/." in path) or _is_plain(path)
     return _is_plain(path)
 
 
 def _is_plain(path: str) -> bool:
-    parts = path.split("/")
     return (
         not any(ord(c) < 32 or 127 <= ord(c) < 160 or 0xD800 <= ord(c) < 0xE000 for c in path)
-        and not any(part in ("", ".", "..") or len(part.encode()) > 255 for part in parts)
+        and not any(part in ("", ".", "..") for part in path.replace("\\", "/").split("/"))
+        and not any(len(part.encode()) > 255 for part in path.split("/"))
         and len(path.encode()) < 4096 - 256
     )
 
@@ -372,14 +375,16 @@ def _read(described: memoryview, spool: memoryview, label: str) -> Archive:
     members: dict[str, Member] = {}
     if described is not spool:
         for member, at in tar.index(described):
+            if member.type == tar.DIRECTORY:
+                continue
             name = _name(member.path, label)
-            if not name.startswith("info/") and (name != "info" or member.type != tar.DIRECTORY):
+            if not name.startswith("info/"):
                 raise refused(label, f"`{name}` lies among what describes the package")
             _describe(info, name, member, described[at : at + member.size], label)
     for member, at in tar.index(spool):
-        name = _name(member.path, label)
-        if member.type == tar.DIRECTORY:
+        if member.type == tar.DIRECTORY:  # There are those that files need.
             continue
+        name = _name(member.path, label)
         if name.startswith("info/"):
             if described is not spool:
                 raise refused(label, f"`{name}` lies among the package's files")
@@ -420,8 +425,7 @@ def _name(path: bytes, label: str) -> str:
         raise refused(label, f"{path!r} is no name in UTF-8") from None
     if name.startswith("./"):
         name = name[2:]
-    name = name.rstrip("/")
-    if not is_plain(name) and name not in ("", "."):
+    if not is_plain(name):
         raise refused(label, f"{name[:200]!r} is no plain path below the prefix")
     return name
 

@@ -3,7 +3,7 @@
 What installing by conda or rattler gives, as a pure function: paths, modes and bytes come out, nothing is written and
 nothing of the package is run. The rules are written down in CEP 34 (the content of packages) and in conda's and
 rattler's sources; py-rattler's own installation is what the tests compare with. What differs, and why:
-docs/decisions/050-conda-files.md.
+docs/decisions/054-conda-files.md.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ _FIRST_PLACEHOLDER = "/opt/" + "".join(f"anaconda{number}" for number in (1, 2, 
 _NAME = re.compile(r"\s*(?:[^\s\[]*::)?([A-Za-z0-9_.-]+)")
 _DOTTED = re.compile(r"[A-Za-z_][A-Za-z0-9_]*(\.[A-Za-z_][A-Za-z0-9_]*)*")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
-_COMPILED = re.compile(r"(.*/)?__pycache__/([^/]+)\.[a-z]+-?[0-9]+[^/]*\.pyc")
+_COMPILED = re.compile(r"(.*/)?__pycache__/([^/]+?)\.[a-z]+-?[0-9]+t?(?:\.opt-[0-9A-Za-z]+)?\.pyc")
 _WORD = r'("(?:[^"\\]|\\.)*"|[^\s"]\S*)'
 _HAS_PREFIX = re.compile(rf"(?:{_WORD}\s+(text|binary)\s+)?{_WORD}", re.IGNORECASE)
 _SITE_PACKAGES, _SCRIPTS = "site-packages/", "python-scripts/"
@@ -360,8 +360,8 @@ def _places(
         if path in taken:
             raise refused(label, f"two of its files are to become `{path}`")
         taken.add(path)
-        if path.startswith("conda-meta/") and path.endswith(".json"):
-            raise refused(label, f"`{path}` would pass for the record of an installed package")
+        if path.startswith("conda-meta/") and (path.endswith(".json") or path == "conda-meta/history"):
+            raise refused(label, f"`{path}` would pass for a record of what is installed")
     taken.add(record_path)
     clash = next((folder for folder in tar.parents(taken) if folder in taken), None)
     if clash is not None:
