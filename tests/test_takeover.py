@@ -39,9 +39,10 @@ def taken(folder: Path, family: Path | None = None) -> tuple[Family, list[str]]:
     path = init(family, from_=folder, report=report)
     assert before == {found: found.read_bytes() for found in folder.rglob("*") if found.is_file() and found != path}
     text = path.read_text()
-    assert all(
-        f"# Not taken over: {note}\n" in text for note in notes if "agree on no" not in note and "asks for" not in note
-    )
+    assert all(len(line) <= 120 for line in text.splitlines())
+    told = " ".join(text.replace("\n#  ", "").split())
+    of_images = [note for note in notes if "agree on no" not in note and "asks for" not in note]
+    assert all(f"# Not taken over: {note}" in told for note in of_images)
     return read_family(path.parent), notes
 
 

@@ -298,8 +298,8 @@ def _regular(lines: list[str], where: str) -> _Entry:
 
 _KEY_SET = frozenset(_KEYS) - {"source"}
 _TABLES = frozenset({"dependencies", "hash"})
-# Plain scalars of one word that begin with no indicator (YAML 1.1, section 4.6), and quoted ones without escapes.
-_PLAIN = re.compile(r"[A-Za-z0-9_./<=~+$^();\\](?:[^\s:#]|:(?=[^\s])|(?<=\S)#)*")
+# Plain scalars that begin with no indicator (YAML 1.1, section 9.1.3), single spaces in them, and quoted ones.
+_PLAIN = re.compile(r"[A-Za-z0-9_./<=~+$^();\\](?:[^\s:#]|:(?=[^\s])|(?<=\S)#|[ ](?=[^\s#:]))*")
 _QUOTED = re.compile(r"'((?:[^']|'')*)'")
 
 

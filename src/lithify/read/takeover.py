@@ -12,6 +12,7 @@ import contextlib
 import json
 import os
 import re
+import textwrap
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -335,13 +336,20 @@ def _toml(
             '# require = ["pangeo-notebook"]      # asked for in every image',
         ]
     for image in images:
-        lines += ["", *(f"# Not taken over: {note}" for note in image.notes), f"[images.{_key(image.name)}]"]
+        lines += ["", *_comments(image.notes), f"[images.{_key(image.name)}]"]
         folder = Path(os.path.relpath(image.folder, family)).as_posix()
         if folder != image.name:
             lines.append(f"folder = {json.dumps(folder, ensure_ascii=False)}")
         if image.extends:
             lines.append(f"extends = {json.dumps(image.extends)}")
     return "\n".join(lines) + "\n"
+
+
+def _comments(notes: Iterable[str]) -> Iterable[str]:
+    for note in notes:
+        yield from textwrap.wrap(
+            f"Not taken over: {note}", 110, initial_indent="# ", subsequent_indent="#   ", break_on_hyphens=False
+        )
 
 
 def _key(name: str) -> str:
