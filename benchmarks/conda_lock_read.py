@@ -25,7 +25,7 @@ from lithify.locks import conda_lock
 ENTRIES = 5_000
 ROUNDS = 5
 _CHANNEL = Path(__file__).resolve().parent.parent.parent / "shared/data/conda-forge-channel.tar.xz"
-_PLATFORMS = ("linux-64", "linux-aarch64", "osx-64", "osx-arm64")
+_PLATFORMS = ("linux-64", "linux-aarch64", "osx-64", "osx-arm64", "win-64")
 
 
 def main(archive: Path) -> None:

@@ -79,15 +79,23 @@ def lithify() -> None:
 
 
 @lithify.command()
-@click.argument("folder", type=_FOLDER, default=Path())
+@click.argument("folder", type=_FOLDER, required=False)
 @click.option("--name", metavar="NAME", help="The family's name (default: the folder's).")
+@click.option(
+    "--from", "from_", type=_FOLDER, metavar="REPOSITORY", help="Take over the images of REPOSITORY as they are."
+)
 @_common
 @click.pass_obj
-def init(options: Options, folder: Path, name: str | None) -> None:
-    """Make a small commented family in FOLDER."""
+def init(options: Options, folder: Path | None, name: str | None, from_: Path | None) -> None:
+    """Make a small commented family in FOLDER.
+
+    With --from, a family of the images that REPOSITORY has, where it is like Pangeo's or one for repo2docker. Only
+    lithify.toml is written, into REPOSITORY where no FOLDER is named.
+    """
     from lithify.cli import display
 
-    written = api.init(folder, name=name)
+    with display.progress(options) as report:
+        written = api.init(folder, name=name, from_=from_, report=report)
     click.echo(written)
     if not options.quiet:
         display.tell("look at what is in it; then `lithify lock`, `lithify build` and `lithify run`", "hint")

@@ -52,7 +52,7 @@ def parse_conda_lock(text: str, path: Path) -> ForeignLock:
             "and version 1 is read",
             hint="`conda-lock` writes version 1",
         )
-    channels, content_hash, platforms = _metadata(head.entries.get("metadata"), where)
+    metadata = _metadata(head.entries.get("metadata"), where)
     found: dict[tuple[str, str, Platform], Found] = {}
     foreign: Counter[str] = Counter()
     left: Counter[str] = Counter()
@@ -76,13 +76,14 @@ def parse_conda_lock(text: str, path: Path) -> ForeignLock:
         "conda-lock",
         found.values(),
         foreign,
-        channels=channels,
+        channels=metadata.channels,
         notes=[
             f"{path.name}: {count} package{'s' if count > 1 else ''} of the category `{category}` left out"
             for category, count in sorted(left.items())
         ],
-        platforms=[BY_SUBDIR[subdir] for subdir in platforms if subdir in BY_SUBDIR],
-        content_hash=content_hash,
+        platforms=[BY_SUBDIR[subdir] for subdir in metadata.platforms if subdir in BY_SUBDIR],
+        content_hash=metadata.content_hash,
+        sources=metadata.sources,
     )
 
 
@@ -158,8 +159,15 @@ def _wheel(entry: _Entry, platform: Platform) -> Found:
     )
 
 
-def _metadata(node: yaml.Node | None, where: str) -> tuple[list[str], dict[str, str], list[str]]:
-    """The channels, the content hashes and the platforms."""
+@dataclass(frozen=True)
+class _Metadata:
+    channels: list[str]
+    content_hash: dict[str, str]
+    platforms: list[str]
+    sources: list[str]
+
+
+def _metadata(node: yaml.Node | None, where: str) -> _Metadata:
     if node is None:
         raise InputError(f"{where}: no `metadata`", hint="it is no lock of conda-lock's")
     metadata = yaml.table(node, where, "`metadata`").entries
@@ -171,8 +179,10 @@ def _metadata(node: yaml.Node | None, where: str) -> tuple[list[str], dict[str, 
     if "content_hash" in metadata:
         for subdir, value in yaml.table(metadata["content_hash"], where, "`content_hash`").entries.items():
             hashes[subdir] = yaml.text(value, where, "a content hash")
-    platforms = yaml.texts(metadata["platforms"], where, "`platforms`") if "platforms" in metadata else []
-    return channels, hashes, platforms
+    platforms, sources = (
+        yaml.texts(metadata[key], where, f"`{key}`") if key in metadata else [] for key in ("platforms", "sources")
+    )
+    return _Metadata(channels, hashes, platforms, sources)
 
 
 # -- the document ------------------------------------------------------------------------------------------
@@ -288,8 +298,8 @@ def _regular(lines: list[str], where: str) -> _Entry:
 
 _KEY_SET = frozenset(_KEYS) - {"source"}
 _TABLES = frozenset({"dependencies", "hash"})
-# Plain scalars of one word that begin with no indicator (YAML 1.1, section 4.6), and quoted ones without escapes.
-_PLAIN = re.compile(r"[A-Za-z0-9_./<=~+$^();\\](?:[^\s:#]|:(?=[^\s])|(?<=\S)#)*")
+# Plain scalars that begin with no indicator (YAML 1.1, section 9.1.3), single spaces in them, and quoted ones.
+_PLAIN = re.compile(r"[A-Za-z0-9_./<=~+$^();\\](?:[^\s:#]|:(?=[^\s])|(?<=\S)#|[ ](?=[^\s#:]))*")
 _QUOTED = re.compile(r"'((?:[^']|'')*)'")
 
 

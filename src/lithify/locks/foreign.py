@@ -48,7 +48,7 @@ class ForeignLock:
 
     ``channels`` are conda channels as the lock lists them, or else the addresses its packages come from, in the order
     of the list; without credentials. ``notes`` say what was left out. ``content_hash`` is conda-lock's, by conda's
-    subdir.
+    subdir; ``sources`` are the files that it was locked from, relative to it.
     """
 
     path: Path
@@ -58,6 +58,7 @@ class ForeignLock:
     channels: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     content_hash: Mapping[str, str] = field(default_factory=dict)
+    sources: tuple[str, ...] = ()
 
     def of(self, platform: Platform) -> tuple[Found, ...]:
         """What the lock has for ``platform``."""
@@ -138,6 +139,7 @@ def gathered(
     notes: Sequence[str] = (),
     platforms: Iterable[Platform] = (),
     content_hash: Mapping[str, str] | None = None,
+    sources: Sequence[str] = (),
 ) -> ForeignLock:
     """The lock of what a reader found; ``foreign`` counts packages by platforms that we do not build.
 
@@ -167,4 +169,5 @@ def gathered(
         channels=tuple(channels) or tuple(dict.fromkeys(one.channel for one in packages if one.channel)),
         notes=(*notes, *left_out),
         content_hash=content_hash or {},
+        sources=tuple(sources),
     )

@@ -25,13 +25,15 @@ class CondaSpec:
     """One conda package that is asked for.
 
     ``text`` is the match spec as it was written, without a channel; ``channel`` is the one that ``channel::spec``
-    names. ``where`` is ``FILE:LINE``.
+    names, ``subdir`` the platform's folder of ``channel/subdir::spec`` (on another platform it cannot be had).
+    ``where`` is ``FILE:LINE``.
     """
 
     name: str
     text: str
     where: str
     channel: str | None = None
+    subdir: str = ""
 
 
 @dataclass(frozen=True)
@@ -128,10 +130,15 @@ def _document(
     content = {
         "channels": [without_credentials(channel) for channel in channels],
         "platforms": sorted(platforms),
-        "conda": sorted(f"{without_credentials(s.channel)}::{s.text}" if s.channel else s.text for s in specs),
+        "conda": sorted(_spelt(spec) for spec in specs),
         "pip": [without_credentials(line.text) for line in pip],
     }
     return json.dumps(content, sort_keys=True, ensure_ascii=False).encode()
+
+
+def _spelt(spec: CondaSpec) -> str:
+    channel = "/".join(part for part in (without_credentials(spec.channel or ""), spec.subdir) if part)
+    return f"{channel}::{spec.text}" if channel else spec.text
 
 
 # -- selectors ---------------------------------------------------------------------------------------------
@@ -296,7 +303,7 @@ def _spec(node: Node, where: str) -> CondaSpec:
 
 
 def parse_spec(text: str, where: str) -> CondaSpec:
-    """A match spec, ``[CHANNEL::]NAME [VERSION [BUILD]]`` (conda's and rattler's), that was written at ``where``.
+    """The match spec, ``[CHANNEL[/SUBDIR]::]NAME [VERSION [BUILD]]``, that was written at ``where``.
 
     Raises:
         InputError: naming ``where`` and, without credentials, the spec that is none.
@@ -306,19 +313,16 @@ def parse_spec(text: str, where: str) -> CondaSpec:
     shown = shortened(without_credentials(text.strip()))
     if separator and (not channel or re.search(r"\s|::", channel)):
         raise InputError(f"{where}: `{shown}` names no channel before `::`", hint="write it as `conda-forge::numpy`")
-    if separator and channel.rpartition("/")[2] in (*SUBDIRS, "noarch"):
-        raise InputError(
-            f"{where}: `{shown}` names a platform's folder of a channel",
-            hint="leave it out: each platform's own is taken. A selector (`# [linux64]`) chooses a platform",
-        )
+    subdir = channel.rpartition("/")[2] if channel.rpartition("/")[2] in (*SUBDIRS, "noarch") else ""
+    channel = channel.removesuffix(f"/{subdir}") if subdir else channel
     if _PLAIN.fullmatch(rest):
-        return CondaSpec(_PACKAGE.match(rest)[0].lower(), rest, where, channel or None)  # type: ignore[index]
+        return CondaSpec(_PACKAGE.match(rest)[0].lower(), rest, where, channel or None, subdir)  # type: ignore[index]
     if "://" in rest or rest.startswith((".", "/", "~")) or rest.endswith((".conda", ".tar.bz2")):
         raise InputError(
             f"{where}: `{shown}` is the address of a file, and only packages of a channel can be locked",
             hint="put it into a channel (`rattler-index` makes one of a folder), and name the package",
         )
-    return CondaSpec(_parsed_name(rest, shown, where), rest, where, channel or None)
+    return CondaSpec(_parsed_name(rest, shown, where), rest, where, channel or None, subdir)
 
 
 def _parsed_name(text: str, shown: str, where: str) -> str:
