@@ -520,6 +520,14 @@ def shared_channel(tmp_path_factory: pytest.TempPathFactory) -> str:
 def test_base_notebook_is_solved_on_real_metadata(workshop: Workshop, shared_channel: str) -> None:
     found = workshop.solve("pangeo-notebook", "python=3.12", "pip", channels=(shared_channel,))
     names = versions(found)
-    assert len(found) > 250 and {"jupyterlab", "dask", "distributed", "jupyterhub-singleuser"} <= names.keys()
+    assert len(found) == 286 and {"jupyterlab", "dask", "distributed", "jupyterhub-singleuser"} <= names.keys()
     assert all(package.size == 0 and package.md5 and package.depends is not None for package in found)
     assert workshop.solve("pangeo-notebook", "python=3.12", "pip", channels=(shared_channel,)) == found
+
+
+def test_gpu_packages_are_solved_on_real_metadata_only_with_cuda(workshop: Workshop, shared_channel: str) -> None:
+    texts = ("pangeo-notebook", "jaxlib>=0.4.31=cuda12*", "tensorflow=*=cuda*")
+    found = workshop.solve(*texts, platforms=[LINUX_AMD64], channels=(shared_channel,), __cuda="12.9")
+    assert all("cuda" in p.file for p in found if p.name in ("jaxlib", "tensorflow")) and len(found) >= 350
+    error = failure(workshop, *texts, platforms=[LINUX_AMD64], channels=(shared_channel,))
+    assert "__cuda" in (error.details or "")

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import json
 import multiprocessing
 import re
 import socket
@@ -524,3 +525,77 @@ def test_a_killed_builder_leaves_a_store_that_the_next_one_uses(store: Store, se
 
 def test_what_is_shown_of_an_address_holds_no_secret() -> None:
     assert shown("https://name:secret@host:1/a/b.whl?signature=x#y") == "https://host:1/a/b.whl"
+
+
+# -- sizes and credentials that are not in the lock ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("behaviour", [whole, without_ranges])
+def test_an_artefact_of_unknown_size_is_verified_by_its_sha256_alone(
+    store: Store, server: Faulty, behaviour: Behaviour
+) -> None:
+    server.behaviours = [behaviour]
+    wanted = package(source="conda/ours", size=0)
+    paths = fetch(store, [wanted], {"conda/ours": server.source}, patience=QUICK)
+    assert paths[wanted].read_bytes() == DATA
+    server.ranges.clear()
+    fetch(store, [wanted], {"conda/ours": server.source}, patience=QUICK)
+    assert server.ranges == []
+
+
+def test_a_download_of_unknown_size_goes_on_where_it_stopped(store: Store, server: Faulty) -> None:
+    server.behaviours = [reset_after(100_000), whole]
+    wanted = package(source="conda/ours", size=0)
+    assert fetch(store, [wanted], {"conda/ours": server.source}, patience=QUICK)[wanted].read_bytes() == DATA
+    assert server.ranges[1] is not None
+
+
+def test_a_wrong_artefact_of_unknown_size_is_refused(store: Store, server: Faulty) -> None:
+    wanted = package(b"other", source="conda/ours", size=0)
+    with pytest.raises(FetchError, match="not what was locked"):
+        fetch(store, [wanted], {"conda/ours": server.source}, patience=QUICK)
+    assert not store.artefact_path(wanted.sha256).exists()
+
+
+def test_an_artefact_of_unknown_size_comes_from_a_folder_too(store: Store, tmp_path: Path) -> None:
+    wanted = package(source="conda/ours", size=0)
+    (tmp_path / wanted.file).write_bytes(DATA)
+    paths = fetch(store, [wanted], {"conda/ours": At(tmp_path.as_uri())}, patience=QUICK)
+    assert paths[wanted].read_bytes() == DATA
+
+
+def test_a_missing_artefact_is_named_with_its_channel_and_an_address_without_secrets(
+    store: Store, server: Faulty
+) -> None:
+    server.behaviours = [lambda request: request.head(404)]
+    address = server.source.address.replace("://", "://user:secret@") + "/t/tk-secret/ours"
+    with pytest.raises(FetchError) as raised:
+        fetch(store, [package(source="conda/ours")], {"conda/ours": At(address)}, patience=QUICK)
+    assert "numpy 1.0 of conda/ours cannot be fetched" in raised.value.message
+    assert f"{server.source.address}/ours/numpy" in raised.value.message
+    assert "--upgrade-package" in (raised.value.hint or "") and "secret" not in str(raised.value)
+
+
+def test_rattlers_credentials_are_shown_to_their_host_and_no_other(
+    store: Store, server: Faulty, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[str, str | None]] = []
+
+    def note(request: Request) -> None:
+        asked.append((request.path, request.headers.get("Authorization")))
+        whole(request)
+
+    server.behaviours = [note]
+    stored = tmp_path / "auth.json"
+    monkeypatch.setenv("RATTLER_AUTH_FILE", str(stored))
+    for number, entry in enumerate(({"BearerToken": "tok"}, {"CondaToken": "ct"}, None)):
+        stored.write_text(json.dumps({"127.0.0.1": entry} if entry else {"elsewhere.example": {"BearerToken": "tok"}}))
+        wanted = package(name=f"p{number}")
+        fetch(open_store(tmp_path / f"store{number}"), [wanted], {"pypi": server.source}, patience=QUICK)
+    assert [authorization for _, authorization in asked] == ["Bearer tok", None, None]
+    assert [path.startswith("/t/ct/") for path, _ in asked] == [False, True, False]
+
+
+def test_a_debian_archives_folder_is_not_taken_for_a_token() -> None:
+    address = "https://h.example/debian/pool/main/t/tree/tree.deb"
+    assert shown(address) == address

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from lithify.assemble.building import build
+    from lithify.locks.exporting import export_lock
     from lithify.read.scaffold import init
     from lithify.resolve import lock
     from lithify.use.exporting import export
@@ -25,11 +26,12 @@ if TYPE_CHECKING:
     from lithify.use.running import run
 
 __version__ = "0.1.0"
-__all__ = ["build", "export", "init", "inspect", "list_images", "lock", "run"]
+__all__ = ["build", "export", "export_lock", "init", "inspect", "list_images", "lock", "run"]
 
 _HOME = {
     "build": "lithify.assemble.building",
     "export": "lithify.use.exporting",
+    "export_lock": "lithify.locks.exporting",
     "init": "lithify.read.scaffold",
     "inspect": "lithify.use.inspecting",
     "list_images": "lithify.use.inspecting",

@@ -7,6 +7,7 @@ when a package does.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -28,7 +29,10 @@ from lithify.read.settings import Settings, read_settings
 from lithify.versions import is_newer
 
 if TYPE_CHECKING:
+    from lithify.read.environment import CondaSpec
     from lithify.sources.conda import resolve as conda_resolve
+    from lithify.sources.conda.channel import Channel
+    from lithify.sources.conda.child import Started
 
 # How many packages a warning names.
 _NAMED = 8
@@ -69,6 +73,7 @@ def lock(
     upgrade: bool = False,
     upgrade_packages: Sequence[str] = (),
     exclude_newer: str | datetime | None = None,
+    import_file: str | os.PathLike[str] | None = None,
     check: bool = False,
     settings: Settings | None = None,
     report: Report = silent,
@@ -77,8 +82,12 @@ def lock(
 
     A lock that answers its requirement files stays as it is unless something is asked for: ``upgrade`` chooses the
     newest versions that the requirements allow; ``upgrade_packages`` does so for the packages named, and moves what
-    they need moved; ``exclude_newer`` leaves out what was published after that moment (see `moment`). ``check`` writes
-    nothing, needs no network, and raises where a lock does not answer its requirement files.
+    they need moved; ``exclude_newer`` leaves out what was published after that moment (see `moment`).
+
+    ``import_file`` is another tool's lock, to be taken over as that of the one image named; without a lock of ours, one
+    that lies beside the requirement files (``conda-lock.yml``, or else ``conda-linux-64.lock``) is taken over, too.
+
+    ``check`` writes nothing, needs no network, and raises where a lock does not answer its requirement files.
 
     Raises:
         InputError: for wrong requirement files, a parent's lock that is out of date, or a failed ``check``.
@@ -98,7 +107,19 @@ def lock(
     _refuse_stale_parents(read, wanted)
     _note_parents_own(read, wanted, upgrade_packages, report)
     ask = _Ask(upgrade, frozenset(canonicalize_name(name) for name in upgrade_packages), newest)
-    return tuple(_locked(read, read.images[name], ask, settings, report) for name in wanted)
+    if import_file is None:
+        return tuple(_locked(read, read.images[name], ask, settings, report) for name in wanted)
+    if len(names) != 1:
+        raise InputError(f"{import_file} is the lock of one image, and {len(names)} are to be locked", hint="name one")
+    if ask.anything:
+        raise InputError(f"{import_file} is taken over as it is: nothing can be upgraded at the same time")
+    file = Path(import_file)
+    if not file.is_file():
+        raise InputError(f"{file} does not exist")
+    return tuple(
+        _locked(read, read.images[name], replace(ask, foreign=(file,) if name in names else ()), settings, report)
+        for name in wanted
+    )
 
 
 def moment(text: str) -> datetime:
@@ -141,16 +162,17 @@ def fingerprint_of(family: Family, image: Image) -> str:
 @dataclass(frozen=True)
 class _Ask:
     """What is asked for besides an answer to the requirement files: which of the locked packages may change though
-    they need not, and how new packages may be.
+    they need not, how new packages may be, and which other tools' locks are taken over.
     """
 
     upgrade: bool = False
     packages: frozenset[str] = frozenset()
     newest: datetime | None = None
+    foreign: tuple[Path, ...] = ()
 
     @property
     def anything(self) -> bool:
-        return bool(self.upgrade or self.packages or self.newest)
+        return bool(self.upgrade or self.packages or self.newest or self.foreign)
 
     def of(self, packages: Iterable[Package]) -> tuple[Package, ...]:
         """Those of ``packages`` that are to stay as they are."""
@@ -212,13 +234,24 @@ def _covers(lock: Lock, platforms: Iterable[Platform]) -> bool:
 
 def _locked(family: Family, image: Image, ask: _Ask, settings: Settings, report: Report) -> LockResult:
     path = lock_path(image)
-    old = _old_lock(path, report)
-    lineage = tuple(read_requirements(member) for member in family.lineage(image.name))
-    made_of = fingerprint(documents(family, family.lineage(image.name), lineage))
-    if old and not ask.anything and old.fingerprint == made_of and _covers(old, family.platforms_of(image.name)):
-        return LockResult(image.name, path, old)
-    parent = read_lock(lock_path(family.images[image.extends])) if image.extends else None
-    packages = _resolved(_Job(family, image, lineage, ask, old, parent, settings, report))
+    if family.conda and not path.exists() and not ask.anything:
+        ask = replace(ask, foreign=_foreign_locks(path.parent, family.platforms_of(image.name)))
+        for file in ask.foreign:
+            report(Event("resolve", "note", message=f"`{image.name}` takes over {file}; later locks start from that"))
+    with contextlib.ExitStack() as stack:
+        started = None
+        if family.conda and not ask.foreign and (ask.anything or not path.exists()):
+            # It loads rattler while the requirement files are read.
+            from lithify.sources.conda.child import Started
+
+            started = stack.enter_context(Started())
+        old = _old_lock(path, report)
+        lineage = tuple(read_requirements(member) for member in family.lineage(image.name))
+        made_of = fingerprint(documents(family, family.lineage(image.name), lineage))
+        if old and not ask.anything and old.fingerprint == made_of and _covers(old, family.platforms_of(image.name)):
+            return LockResult(image.name, path, old)
+        parent = read_lock(lock_path(family.images[image.extends])) if image.extends else None
+        packages = _resolved(_Job(family, image, lineage, ask, old, parent, settings, report, started))
     if parent:
         _note_departures(image, parent.packages, packages, report)
     before = old.packages if old else ()
@@ -231,11 +264,22 @@ def _locked(family: Family, image: Image, ask: _Ask, settings: Settings, report:
     return _result(image.name, path, before, made, written)
 
 
+def _foreign_locks(folder: Path, platforms: Iterable[Platform]) -> tuple[Path, ...]:
+    """The other tools' locks that lie in an image's folder and are to be taken over: one, or one a platform."""
+    if (folder / "conda-lock.yml").is_file():
+        return (folder / "conda-lock.yml",)
+    explicit = (folder / f"conda-{platform.subdir}.lock" for platform in platforms)
+    return tuple(path for path in explicit if path.is_file())
+
+
 def _resolved(job: _Job) -> tuple[Package, ...]:
     """All packages of an image: every source and platform at the same time."""
     answers: list[Future[tuple[Package, ...]]] = []
     resolvers = [_resolve_debian] if job.family.conda else [_resolve_pypi, _resolve_debian]
     with ThreadPoolExecutor(max_workers=2 * len(job.platforms) + 1) as pool:
+        if job.ask.foreign:
+            resolvers = [_resolve_debian]
+            answers.append(pool.submit(_imported, job))
         if job.family.conda:
             answers.append(pool.submit(_resolve_conda, job))
         for platform in job.platforms:
@@ -315,6 +359,7 @@ class _Job:
     parent: Lock | None
     settings: Settings
     report: Report
+    started: Started | None = None
 
     @property
     def platforms(self) -> tuple[Platform, ...]:
@@ -374,6 +419,8 @@ def _resolve_conda(job: _Job) -> tuple[Package, ...]:
     assert rules is not None
     wanted, found = [], []
     for environment in job.image.environments:
+        if environment.name == NOTEBOOK and job.ask.foreign:
+            continue
         for platform in job.platforms:
             one = conda.wanted_of(rules, job.image, job.lineage, environment, platform, job.glibc, root)
             if _is_parents(job, one):
@@ -393,6 +440,7 @@ def _resolve_conda(job: _Job) -> tuple[Package, ...]:
         job.image.name,
         preferred={(one.environment, one.platform): preferred(one) for one in wanted},
         exclude_newer=job.ask.newest,
+        started=job.started,
         settings=job.settings,
         report=job.report,
     )
@@ -407,6 +455,35 @@ def _resolve_conda(job: _Job) -> tuple[Package, ...]:
         for wheels in beside:
             found += wheels.result()
     return tuple(found)
+
+
+def _imported(job: _Job) -> tuple[Package, ...]:
+    """The packages of the notebook environment, as other tools have locked them."""
+    from lithify.locks.importing import imported
+
+    specs: dict[Platform, tuple[CondaSpec, ...]] = {}
+    channels: Mapping[str, Channel] = {}
+    family, image = job.family, job.image
+    if family.conda:
+        from lithify.sources.conda import resolve as conda
+
+        channels = conda.channels_of(family.conda, image, job.lineage, job.platforms, family.root)
+        for platform in job.platforms:
+            one = conda.wanted_of(
+                family.conda, image, job.lineage, image.environments[0], platform, job.glibc, family.root
+            )
+            specs[platform] = one.specs
+    return imported(
+        job.ask.foreign,
+        image.name,
+        job.platforms,
+        specs,
+        channels,
+        job.settings,
+        job.report,
+        python=family.base.python,
+        glibc=job.glibc,
+    )
 
 
 def _is_inside(package: Package) -> bool:

@@ -111,6 +111,12 @@ def init(options: Options, folder: Path | None, name: str | None, from_: Path | 
 @click.option(
     "--exclude-newer", metavar="DATE", help="Leave out what was published after DATE (a day's end is in UTC)."
 )
+@click.option(
+    "--import", "import_file", type=_FILE, metavar="FILE", help="Take over another tool's lock for one IMAGE."
+)
+@click.option("--export", "form", metavar="FORMAT", help="Print the lock of one IMAGE in another tool's format.")
+@click.option("-o", "--output", type=_FILE, metavar="FILE", help="Write what --export prints into FILE.")
+@click.option("--platform", metavar="OS/ARCH", help="Whose packages --export lists, for formats of one platform.")
 @click.option("--check", is_flag=True, help="Change nothing; fail where a lock does not answer its requirement files.")
 @click.option("--offline", is_flag=True, help="Use the cache alone, not the network.")
 @_as_json
@@ -123,6 +129,10 @@ def lock(
     upgrade: bool,
     packages: tuple[str, ...],
     exclude_newer: str | None,
+    import_file: Path | None,
+    form: str | None,
+    output: Path | None,
+    platform: str | None,
     check: bool,
     offline: bool,
     as_json: bool,
@@ -131,10 +141,29 @@ def lock(
 
     Writes lithify.lock beside the requirement files, for every platform of the family. Without IMAGE, for all images
     of the family. A lock that answers its requirement files stays as it is, and what is locked stays where the
-    requirements allow it. DATE is such as 2026-01-31 or 2026-01-31T12:00:00Z.
+    requirements allow it. DATE is such as 2026-01-31 or 2026-01-31T12:00:00Z. FORMAT is conda-lock, explicit, pixi,
+    pylock, requirements or packages.
     """
     from lithify.cli import display, results
 
+    if form is None and (output or platform):
+        raise click.UsageError("'--output' and '--platform' go with '--export'.")
+    if form is not None:
+        if len(images) > 1 or upgrade or packages or exclude_newer or import_file or check:
+            raise click.UsageError("'--export' shows the lock of one image as it is.")
+        written = api.export_lock(
+            family,
+            images[0] if images else None,
+            form,
+            platform=platform,
+            name=output.name if output else "conda-lock.yml",
+            settings=options.settings(offline=offline),
+        )
+        if output is None:
+            click.echo(written, nl=False)
+        else:
+            output.write_text(written, encoding="utf-8")
+        return
     with display.progress(options) as report:
         locked = api.lock(
             family,
@@ -142,6 +171,7 @@ def lock(
             upgrade=upgrade,
             upgrade_packages=packages,
             exclude_newer=exclude_newer,
+            import_file=import_file,
             check=check,
             settings=options.settings(offline=offline),
             report=report,

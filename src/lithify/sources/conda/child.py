@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import subprocess
 import sys
@@ -20,8 +21,55 @@ COMMAND: tuple[str, ...] = (sys.executable, "-P", str(Path(__file__).with_name("
 _ATTEMPTS = 2
 
 
-def ask(job: Mapping[str, Any], report: Report = silent, command: Sequence[str] = ()) -> dict[str, Any]:
-    """The answer to ``job``; what is said on the way is reported.
+class Started:
+    """A solver's process that waits for its job, and loads rattler meanwhile. Close it, or ask it once."""
+
+    def __init__(self, command: Sequence[str] = ()) -> None:
+        # A file without a name: what is complained of cannot block the solver, and ends with it.
+        self.complaints = tempfile.TemporaryFile("w+", errors="replace")  # noqa: SIM115  `close` does
+        self.process = subprocess.Popen(
+            command or COMMAND, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.complaints, text=True
+        )
+
+    def __enter__(self) -> Started:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the process, whatever it does."""
+        self.process.kill()
+        self.process.wait()
+        for file in (self.process.stdin, self.process.stdout, self.complaints):
+            with contextlib.suppress(BrokenPipeError):
+                if file:
+                    file.close()
+
+    def answer(self, job: str, report: Report) -> tuple[dict[str, Any] | None, str]:
+        """The last line that the solver prints, nothing where it dies before; and the end of what it complains of."""
+        assert self.process.stdin and self.process.stdout
+        answer = None
+        with contextlib.suppress(BrokenPipeError):
+            self.process.stdin.write(job)
+            self.process.stdin.close()
+        for line in self.process.stdout:
+            try:
+                said = json.loads(line)
+            except ValueError:
+                continue
+            if "progress" in said:
+                report(Event("resolve", "start" if said["state"] == "start" else "finish", said["progress"]))
+            else:
+                answer = said
+        status = self.process.wait()
+        self.complaints.seek(0)
+        complaint = "\n".join(self.complaints.read().splitlines()[-20:])
+        return answer, complaint if answer else f"{complaint}\nexit status {status}".strip()
+
+
+def ask(job: Mapping[str, Any], report: Report = silent, started: Started | None = None) -> dict[str, Any]:
+    """The answer to ``job``; what is said on the way is reported. ``started`` is asked first, if there is one.
 
     Raises:
         HostError: when the solver ends without an answer, twice.
@@ -29,7 +77,9 @@ def ask(job: Mapping[str, Any], report: Report = silent, command: Sequence[str] 
     """
     complaint = ""
     for _ in range(_ATTEMPTS):
-        answer, complaint = _asked_once(json.dumps(job), report, command or COMMAND)
+        with started or Started() as solver:
+            answer, complaint = solver.answer(json.dumps(job), report)
+        started = None
         if answer is None:
             continue
         if "failure" in answer:
@@ -41,32 +91,3 @@ def ask(job: Mapping[str, Any], report: Report = silent, command: Sequence[str] 
         hint="see whether the machine has memory left (a large channel takes some 2 GB); "
         "then `pip install --force-reinstall py-rattler`",
     )
-
-
-def _asked_once(job: str, report: Report, command: Sequence[str]) -> tuple[dict[str, Any] | None, str]:
-    """The last line that the solver prints, or nothing where it dies before; and the end of what it complained of."""
-    answer = None
-    # Files without a name: the job may hold the secrets of addresses, and neither can block the other side.
-    with tempfile.TemporaryFile("w+") as stdin, tempfile.TemporaryFile("w+", errors="replace") as stderr:
-        stdin.write(job)
-        stdin.seek(0)
-        process = subprocess.Popen(command, stdin=stdin, stdout=subprocess.PIPE, stderr=stderr, text=True)
-        try:
-            assert process.stdout
-            for line in process.stdout:
-                try:
-                    said = json.loads(line)
-                except ValueError:
-                    continue
-                if "progress" in said:
-                    report(Event("resolve", "start" if said["state"] == "start" else "finish", said["progress"]))
-                else:
-                    answer = said
-        finally:
-            process.kill()
-            process.wait()
-        stderr.seek(0)
-        complaint = "\n".join(stderr.read().splitlines()[-20:])
-    if answer is None:
-        complaint = f"{complaint}\nexit status {process.returncode}".strip()
-    return answer, complaint

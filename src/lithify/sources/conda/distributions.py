@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from email.parser import BytesHeaderParser
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, cast
+from typing import IO, TYPE_CHECKING, Any, cast
 
 from packaging.utils import canonicalize_name
 from packaging.version import InvalidVersion, Version
@@ -127,6 +127,19 @@ def listed_files(package: Package, artefact: Path) -> list[str]:
                     return data.decode("utf-8").splitlines()
                 return [str(entry["_path"]) for entry in json.loads(data)["paths"]]
     raise LithifyError(f"{package.file} of {package.source} has no list of its files")
+
+
+def own_index(package: Package, artefact: Path) -> dict[str, Any]:
+    """What a conda package says of itself: its ``info/index.json``.
+
+    Raises:
+        LithifyError: for a broken artefact.
+    """
+    with _broken(package), _tar(artefact, package, "info-") as archive:
+        for member in archive:
+            if member.name.removeprefix("./") == "info/index.json" and (file := archive.extractfile(member)):
+                return dict(json.loads(file.read(_LONGEST)))
+    raise LithifyError(f"{package.file} of {package.source} has no index.json")
 
 
 def _may_bring(package: Package) -> bool:

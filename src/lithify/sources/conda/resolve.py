@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lithify.addresses import without_credentials
 from lithify.errors import FetchError, InputError, LithifyError, UnsatisfiableError
@@ -28,6 +28,9 @@ from lithify.sources.conda.channel import (
     parse_channels,
     served_address,
 )
+
+if TYPE_CHECKING:
+    from lithify.sources.conda.child import Started
 
 # The kernel that packages may take for granted, as conda-lock has it: the version of no machine in particular.
 _LINUX = "5.10"
@@ -241,13 +244,14 @@ def resolve(
     *,
     preferred: Mapping[tuple[str, Platform], Preferred] | None = None,
     exclude_newer: datetime | None = None,
+    started: Started | None = None,
     settings: Settings,
     report: Report = silent,
 ) -> dict[tuple[str, Platform], tuple[Package, ...]]:
     """The packages of every environment and platform of ``wanted``, sorted, by the two.
 
     All are solved at once. ``image`` is for messages, ``preferred`` what stays where it can; ``exclude_newer`` leaves
-    out what was published after that moment (what has no time is taken).
+    out what was published after that moment (what has no time is taken). ``started`` is a solver that waits already.
 
     Raises:
         UnsatisfiableError: where no packages fit, with the solver's explanation.
@@ -282,7 +286,7 @@ def resolve(
             for one in wanted
         ],
     }
-    answers = ask(job, report)["solves"]
+    answers = ask(job, report, started)["solves"]
     for one, answer in zip(wanted, answers, strict=True):
         if "error" in answer:
             raise _failure(one, image, answer["error"], channels, exclude_newer, settings)
