@@ -2,7 +2,7 @@
 
 conda-lock writes it in one regular shape, a line a value. Lines of that shape are read directly, in a fifth of the
 time of PyYAML's C loader; an entry of any other shape, and the head, by the parser itself (`lithify.read.yaml`). The
-values are the same either way: see docs/decisions/051-other-tools-locks.md.
+values are the same either way: see docs/decisions/057-other-tools-locks.md.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """``environment.yml``: what a conda environment asks for, as conda, mamba and conda-lock read it.
 
 One file gives one answer a platform: selectors such as ``# [linux64]`` choose lines before the YAML is read. What they
-can say, and where conda and conda-lock differ: docs/decisions/050-environment-files.md.
+can say, and where conda and conda-lock differ: docs/decisions/055-environment-files.md.
 """
 
 from __future__ import annotations
