@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lithify import credentials
 from lithify.errors import InputError
 from lithify.read.settings import Settings
-from lithify.sources.conda import credentials
 from lithify.sources.conda.channel import (
     Channel,
     canonical_address,

@@ -28,7 +28,6 @@ from lithify.sources.conda.archive import read_index
 from lithify.sources.conda.link import (
     conda_files,
     entry_points,
-    link_scripts,
     listed,
     narrowed,
     parse_has_prefix,
@@ -399,25 +398,6 @@ def test_noarch_packages_are_shared_by_all_platforms(tmp_path: Path) -> None:
 @BOTH
 def test_the_index_is_read_without_the_rest(tmp_path: Path, container: str) -> None:
     assert read_index(victim().write(tmp_path, container))["name"] == "victim"
-
-
-@BOTH
-@pytest.mark.parametrize("old", [True, False])
-def test_link_scripts_are_named(tmp_path: Path, container: str, old: bool) -> None:
-    script = making_conda.File(b"exit 1\n", 0o755)
-    made = native(
-        {
-            "bin/.thing-post-link.sh": script,
-            "bin/.thing-pre-link.sh": script,
-            "bin/.thing-pre-unlink.sh": script,
-            "bin/.other-post-link.sh": script,
-        },
-        old=old,
-    )
-    path = made.write(tmp_path, container)
-    assert link_scripts(path) == ("bin/.thing-pre-link.sh", "bin/.thing-post-link.sh")
-    assert "bin/.thing-post-link.sh" in laid_out(made, tmp_path, container)
-    assert link_scripts(victim().write(tmp_path, container)) == ()
 
 
 def test_a_noarch_package_s_link_script_is_named(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from lithify.errors import HostError, InputError
 from lithify.read.family import DebianBase, read_family
-from lithify.read.scaffold import init
+from lithify.scaffold import init
 
 
 def test_a_new_family_is_one_that_can_be_read(tmp_path: Path) -> None:

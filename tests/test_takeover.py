@@ -13,7 +13,7 @@ from lithify.errors import InputError
 from lithify.progress import Event
 from lithify.read.family import DebianBase, Family, read_family
 from lithify.read.requirements import read_requirements
-from lithify.read.scaffold import init
+from lithify.scaffold import init
 
 
 def repository(folder: Path, **files: str) -> Path:

@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from lithify.assemble.building import build
     from lithify.locks.exporting import export_lock
-    from lithify.read.scaffold import init
     from lithify.resolve import lock
+    from lithify.scaffold import init
     from lithify.use.exporting import export
     from lithify.use.inspecting import inspect, list_images
     from lithify.use.running import run
@@ -32,7 +32,7 @@ _HOME = {
     "build": "lithify.assemble.building",
     "export": "lithify.use.exporting",
     "export_lock": "lithify.locks.exporting",
-    "init": "lithify.read.scaffold",
+    "init": "lithify.scaffold",
     "inspect": "lithify.use.inspecting",
     "list_images": "lithify.use.inspecting",
     "lock": "lithify.resolve",

@@ -103,6 +103,28 @@ def fetch(
     return paths
 
 
+def completed(
+    store: Store,
+    packages: Iterable[Package],
+    sources: Mapping[str, Source],
+    *,
+    offline: bool = False,
+    report: Report = silent,
+) -> tuple[Package, ...]:
+    """``packages``, in which those whose index says no sha256 have that of their file; see `learned`.
+
+    Raises:
+        FetchError: for a file that cannot be had.
+    """
+    packages = tuple(packages)
+    nameless = [package for package in packages if not package.sha256]
+    addresses = _addresses(nameless, sources, report) if nameless else {}
+    return tuple(
+        learned(store, package, addresses[package], offline=offline, report=report) if package in addresses else package
+        for package in packages
+    )
+
+
 def learned(
     store: Store,
     package: Package,
@@ -144,11 +166,11 @@ def learned(
 def http_client(patience: Patience = PATIENT) -> httpx.Client:
     """A client that trusts what the system trusts, follows the environment's proxies, and knows the user's credentials.
 
-    Those are ``~/.netrc``'s and rattler's; see `lithify.sources.conda.credentials`.
+    Those are ``~/.netrc``'s and rattler's; see `lithify.credentials`.
     """
     import httpx
 
-    from lithify.sources.conda.credentials import authentication
+    from lithify.credentials import authentication
 
     return httpx.Client(
         verify=_trust(),

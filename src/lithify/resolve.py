@@ -8,6 +8,7 @@ when a package does.
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -444,6 +445,7 @@ def _resolve_conda(job: _Job) -> tuple[Package, ...]:
         settings=job.settings,
         report=job.report,
     )
+    answers = _with_hashes(job, wanted, answers)
     for packages in answers.values():
         found += packages
     with ThreadPoolExecutor(max_workers=max(1, len(wanted))) as pool:
@@ -486,6 +488,26 @@ def _imported(job: _Job) -> tuple[Package, ...]:
     )
 
 
+def _with_hashes(
+    job: _Job, wanted: Sequence[conda_resolve.Wanted], answers: Mapping[tuple[str, Platform], tuple[Package, ...]]
+) -> dict[tuple[str, Platform], tuple[Package, ...]]:
+    """The answers with the sha256 of files whose channel's index does not say it (some old ones do not)."""
+    if all(package.sha256 for packages in answers.values() for package in packages):
+        return dict(answers)
+    from lithify.fetch import completed
+    from lithify.sources.conda.source import CondaSource
+    from lithify.store.store import open_store
+
+    store, settings = open_store(job.settings.store), job.settings
+    source = CondaSource(settings, {name: channel for one in wanted for name, channel in one.every_channel.items()})
+    return {
+        key: completed(
+            store, packages, {p.source: source for p in packages}, offline=settings.offline, report=job.report
+        )
+        for key, packages in answers.items()
+    }
+
+
 def _is_inside(package: Package) -> bool:
     """Whether a package belongs to a conda environment."""
     return package.kind in ("conda", "pypi")
@@ -513,6 +535,7 @@ def _resolve_beside(
     job: _Job, wanted: conda_resolve.Wanted, asked: tuple[Requirements, ...], installed: tuple[Package, ...]
 ) -> tuple[Package, ...]:
     """The wheels that an environment asks for beside its conda packages, which are ``installed``."""
+    from lithify.fetch import fetch
     from lithify.sources import pypi
     from lithify.sources.conda import distributions
     from lithify.sources.conda.source import CondaSource
@@ -529,12 +552,16 @@ def _resolve_beside(
     job.report(Event("resolve", "start", task))
     store, settings = open_store(job.settings.store), job.settings
     source = CondaSource(settings, wanted.every_channel)
-    sources = {package.source: source for package in installed}
+    fetched = functools.partial(
+        fetch,
+        store,
+        sources={package.source: source for package in installed},
+        offline=settings.offline,
+        jobs=settings.jobs,
+        report=job.report,
+    )
     provided = pypi.Provided(
-        distributions.distributions(
-            installed, sources, store, offline=settings.offline, jobs=settings.jobs, report=job.report
-        ),
-        lambda one: distributions.extras_of(one, sources, store, offline=settings.offline, report=job.report),
+        distributions.distributions(installed, store, fetched), lambda one: distributions.extras_of(one, fetched)
     )
     packages = (*job.kept(wanted.platform), *job.inherited(wanted.platform))
     wheels = pypi.resolve(

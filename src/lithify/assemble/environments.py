@@ -11,7 +11,7 @@ import hashlib
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,7 +21,7 @@ from lithify.lockfile import NOTEBOOK, Lock, Package
 from lithify.platforms import Platform, host_platform
 from lithify.read.family import CondaRules, Environment, FileRules
 from lithify.read.requirements import Requirements
-from lithify.sources import FragmentSource, Target
+from lithify.sources import Fetched, FragmentSource, Target
 from lithify.store import oci
 from lithify.store.store import Store, friendly_disk_errors
 
@@ -136,7 +136,7 @@ def interpreter_tree(
     packages: Sequence[Package],
     target: Target,
     source: FragmentSource,
-    fetched: Callable[[Sequence[Package]], Mapping[Package, Path]],
+    fetched: Fetched,
 ) -> Path:
     """A folder with ``packages`` laid out at their places, to run the Python among them. Made once.
 

@@ -10,7 +10,6 @@ import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 
 from lithify.assemble.activation import activation_files
 from lithify.assemble.clobbering import linking_order, settle
@@ -22,15 +21,13 @@ from lithify.fragment.fragment import Fragment, Recipe, find_fragment, fragment_
 from lithify.lockfile import Package
 from lithify.plan import PlannedLayer
 from lithify.progress import Event, Report
-from lithify.sources import FragmentSource, Target
+from lithify.sources import Fetched, FragmentSource, Target
 from lithify.store import oci
 from lithify.store.compression import Compression
 from lithify.store.store import Store
 
 # Raise it when the same packages come to be put together otherwise.
 FORMAT = 1
-
-Fetched = Callable[[Sequence[Package]], Mapping[Package, Path]]
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ import json
 import re
 import subprocess
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -25,6 +25,7 @@ from lithify.progress import Event, Report, silent
 from lithify.read.family import DebianBase, LayoutBase
 from lithify.runtime import JOVYAN
 from lithify.sandbox import with_all_owners
+from lithify.sources import Fetched
 from lithify.sources.deb import bootstrap_set, control_stanza
 from lithify.store import oci, tar
 from lithify.store.compression import GZIP, ZSTD, Compression, compressor, decompressed
@@ -33,8 +34,6 @@ from lithify.store.store import Store
 
 # Part of every key: raise it when the same packages come to give other bytes.
 FORMAT = 2
-
-Fetched = Callable[[Sequence[Package]], Mapping[Package, Path]]
 
 _LAST_CHANGE = runtime.MTIME // 86400
 _ACCOUNTS = ("etc/passwd", "etc/group", "etc/shadow", "etc/gshadow")

@@ -19,7 +19,7 @@ from lithify.read.environment import CondaSpec
 from lithify.read.requirements import Requirement, Requirements
 from lithify.read.settings import Settings
 from lithify.sources.conda.channel import Channel
-from lithify.sources.conda.resolve import learned_package, records_of
+from lithify.sources.conda.resolve import records_of
 
 
 def imported(
@@ -80,6 +80,10 @@ def _conda_packages(
     found: Sequence[Found], channels: Mapping[str, Channel], settings: Settings, report: Report
 ) -> list[Package]:
     """The packages, with what the channels' indexes say of them, as far as they know them."""
+    from lithify.fetch import completed
+    from lithify.sources.conda.source import CondaSource
+    from lithify.store.store import open_store
+
     asked = [{"source": source_name(one), "file": one.file, "md5": one.md5, "sha256": one.sha256} for one in found]
     try:
         records = records_of(asked, channels, settings, report) if asked else []
@@ -114,7 +118,9 @@ def _conda_packages(
                 site_packages=record["site_packages"] or package.site_packages,
             )
         if not package.sha256:
-            package = learned_package(package, channels, settings, report)
+            source = {package.source: CondaSource(settings, channels)}
+            store = open_store(settings.store)
+            (package,) = completed(store, [package], source, offline=settings.offline, report=report)
         if not record and not package.depends:
             package = _with_index(package, channels, settings, report)
         packages.append(package)

@@ -18,6 +18,9 @@ from lithify.lockfile import Package
 from lithify.platforms import Platform
 from lithify.progress import Report
 
+# Gives the artefacts of packages, where they lie on this machine, fetched if need be.
+Fetched = Callable[[Sequence[Package]], Mapping[Package, Path]]
+
 
 @dataclass(frozen=True)
 class Target:

@@ -11,7 +11,7 @@ import re
 import sys
 import tarfile
 import zipfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from email.parser import BytesHeaderParser
 from pathlib import Path
@@ -21,10 +21,8 @@ from packaging.utils import canonicalize_name
 from packaging.version import InvalidVersion, Version
 
 from lithify.errors import LithifyError
-from lithify.fetch import fetch
 from lithify.lockfile import Package
-from lithify.progress import Report, silent
-from lithify.sources import Source
+from lithify.sources import Fetched
 
 if sys.version_info >= (3, 14):
     from compression import zstd
@@ -56,16 +54,8 @@ class Distribution:
     metadata: str
 
 
-def distributions(
-    packages: Sequence[Package],
-    sources: Mapping[str, Source],
-    store: Store,
-    *,
-    offline: bool = False,
-    jobs: int = 4,
-    report: Report = silent,
-) -> dict[str, Distribution]:
-    """What conda packages bring, by name. Artefacts that were not read before are fetched.
+def distributions(packages: Sequence[Package], store: Store, fetched: Fetched) -> dict[str, Distribution]:
+    """What conda packages bring, by name. Artefacts that were not read before are ``fetched``.
 
     Raises:
         FetchError: when an artefact cannot be had.
@@ -74,7 +64,7 @@ def distributions(
     asked = [package for package in packages if _may_bring(package)]
     known = {package: store.record(_KIND, package.sha256) for package in asked}
     unknown = [package for package, record in known.items() if record is None]
-    artefacts = fetch(store, unknown, sources, offline=offline, jobs=jobs, report=report) if unknown else {}
+    artefacts = fetched(unknown) if unknown else {}
     for package in unknown:
         paths = sorted(path for path in listed_files(package, artefacts[package]) if _METADATA.fullmatch(path))
         known[package] = {"paths": paths}
@@ -87,21 +77,14 @@ def distributions(
     return found
 
 
-def extras_of(
-    distribution: Distribution,
-    sources: Mapping[str, Source],
-    store: Store,
-    *,
-    offline: bool = False,
-    report: Report = silent,
-) -> list[str]:
+def extras_of(distribution: Distribution, fetched: Fetched) -> list[str]:
     """The lines of a distribution's metadata that say what its extras require.
 
     Raises:
         LithifyError: for an artefact that cannot be had or read.
     """
     package = distribution.package
-    artefact = fetch(store, [package], sources, offline=offline, report=report)[package]
+    artefact = fetched([package])[package]
     with _broken(package), _tar(artefact, package, "pkg-") as archive:
         for member in archive:
             if member.name.removeprefix("./") == distribution.metadata and (file := archive.extractfile(member)):

@@ -29,7 +29,6 @@ from lithify.sources.conda.archive import (
     open_archive,
     parse_index,
     parse_object,
-    read_info,
     refused,
     refusing,
 )
@@ -100,22 +99,6 @@ def narrowed(package: Package, target: Target) -> Target:
 def _names(specs: tuple[str, ...]) -> set[str]:
     """The packages that match specs ask for."""
     return {match[1].lower() for spec in specs if (match := _NAME.match(spec))}
-
-
-def link_scripts(artefact: Path, label: str = "") -> tuple[str, ...]:
-    """The scripts that conda would run while it installs the package, by their paths below the prefix.
-
-    Raises:
-        LithifyError: naming ``label`` (or else the file), for a package that is broken.
-    """
-    label = label or artefact.name
-    with refusing(label):
-        info = read_info(artefact, {INDEX, "info/paths.json"}, label)
-        if "info/paths.json" not in info:
-            info |= read_info(artefact, {"info/files"}, label)
-        name = parse_index(info, label).get("name")
-        paths = {_in_prefix(one.path, "bin", "") for one in listed(info, label)}
-        return tuple(path for kind in ("pre-link", "post-link") if (path := f"bin/.{name}-{kind}.sh") in paths)
 
 
 def conda_files(package: Package, artefact: Path, target: Target) -> Iterator[File]:

@@ -250,12 +250,13 @@ def resolve(
 ) -> dict[tuple[str, Platform], tuple[Package, ...]]:
     """The packages of every environment and platform of ``wanted``, sorted, by the two.
 
-    All are solved at once. ``image`` is for messages, ``preferred`` what stays where it can; ``exclude_newer`` leaves
-    out what was published after that moment (what has no time is taken). ``started`` is a solver that waits already.
+    All are solved at once. A package whose index says no sha256 has none yet: see `lithify.fetch.completed`.
+    ``image`` is for messages, ``preferred`` what stays where it can; ``exclude_newer`` leaves out what was published
+    after that moment (what has no time is taken). ``started`` is a solver that waits already.
 
     Raises:
         UnsatisfiableError: where no packages fit, with the solver's explanation.
-        FetchError: naming a channel that does not answer, or a package whose sha256 must be learned and cannot be.
+        FetchError: naming a channel that does not answer.
         InputError: for a spec that cannot be read.
         HostError: when the solver dies.
     """
@@ -294,10 +295,7 @@ def resolve(
         (one.environment, one.platform): [(entry, one) for entry in answer["records"]]
         for one, answer in zip(wanted, answers, strict=True)
     }
-    return {
-        key: tuple(sorted(_package(entry, one, channels, settings, report) for entry, one in entries))
-        for key, entries in records.items()
-    }
+    return {key: tuple(sorted(_package(entry, one) for entry, one in entries)) for key, entries in records.items()}
 
 
 def records_of(
@@ -381,11 +379,9 @@ def _preferred_document(preferred: Preferred) -> dict[str, Any]:
     }
 
 
-def _package(
-    entry: Mapping[str, Any], wanted: Wanted, channels: Mapping[str, Channel], settings: Settings, report: Report
-) -> Package:
+def _package(entry: Mapping[str, Any], wanted: Wanted) -> Package:
     """The lock's entry of a record."""
-    package = Package(
+    return Package(
         entry["source"],
         entry["name"],
         wanted.platform,
@@ -399,19 +395,6 @@ def _package(
         constrains=tuple(entry["constrains"]),
         site_packages=_unusual_site_packages(entry),
     )
-    return package if package.sha256 else learned_package(package, channels, settings, report)
-
-
-def learned_package(
-    package: Package, channels: Mapping[str, Channel], settings: Settings, report: Report = silent
-) -> Package:
-    """``package``, whose index says no sha256, with that of its file; see `lithify.fetch.learned`."""
-    from lithify.fetch import learned
-    from lithify.store.store import open_store
-
-    address = served_address(channel_of(package.source, channels), settings)
-    url = file_address(address, package.file)
-    return learned(open_store(settings.store), package, url, offline=settings.offline, report=report)
 
 
 def file_address(address: str, file: str) -> str:

@@ -47,7 +47,7 @@ def init(
     if from_ is None:
         texts = {path: text.replace("{name}", name) for path, text in _template(_templates())}
     else:
-        from lithify.read.takeover import take_over
+        from lithify.scaffold.takeover import take_over
 
         taken_over = take_over(Path(from_).expanduser().absolute(), folder, name)
         texts, notes = {FAMILY_FILE: taken_over.text}, taken_over.notes
@@ -81,7 +81,7 @@ def _write(folder: Path, texts: Mapping[str, str]) -> None:
 
 
 def _templates() -> Traversable:
-    return resources.files("lithify.read") / "template"
+    return resources.files("lithify.scaffold") / "template"
 
 
 def _template(folder: Traversable, prefix: str = "") -> list[tuple[str, str]]:
