@@ -1,13 +1,12 @@
 """How long `lithify lock` takes with conda packages, beside rattler's bare solve and beside itself. Prints a table.
 
-It locks what the committed family's pangeo-notebook asks for, as far as the channel has it, for both platforms, on the
-channel in the archive or folder that is given: real records, no packages behind them.
+It locks what the committed family's pangeo-notebook asks for, for both platforms, on the channel in the archive or
+folder that is given: real records, no packages behind them.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import tarfile
 import tempfile
@@ -16,8 +15,11 @@ from statistics import median
 
 from measure import measured
 
-FAMILY = Path(__file__).resolve().parent.parent / "families" / "pypi"
-SUBDIRS = ("linux-64", "linux-aarch64")
+from lithify.platforms import LINUX_AMD64
+from lithify.read.family import read_family
+from lithify.read.requirements import read_requirements
+
+FAMILY = Path(__file__).resolve().parent.parent / "families" / "conda-forge"
 REPEATS = 5
 PROGRAM = [sys.executable, "-m", "lithify"]
 # The bare solve: what rattler needs for both platforms, with nothing read and nothing written.
@@ -62,7 +64,7 @@ def main() -> None:
             with tarfile.open(channel) as archive:
                 archive.extractall(work, filter="data")
             channel = work / "channel"
-        address, specs = channel.as_uri(), asked_for(channel)
+        address, specs = channel.as_uri(), asked_for()
         family = write_family(work / "family", address, specs)
         lock = family / "pangeo-notebook" / "lithify.lock"
         command: list[str | Path] = [*PROGRAM, "lock", "--family", family, "--store", work / "store", "--quiet"]
@@ -85,19 +87,12 @@ def main() -> None:
         print(f"| {case} | {median(times):.2f} s | {median(theirs):.2f} s | {median(times) / median(theirs):.2f} |")
 
 
-def asked_for(channel: Path) -> list[str]:
-    """What pangeo-notebook asks for, as far as a channel has it for both platforms with all that it needs."""
-    lines = (FAMILY / "pangeo-notebook" / "requirements.txt").read_text(encoding="utf-8").splitlines()
-    wanted = {line.partition("#")[0].strip().lower() for line in lines} - {""}
-    there = [names(channel, "noarch") | names(channel, subdir) for subdir in SUBDIRS]
-    # The channel is made of real locks, and gmpy2, which sympy needs, is in none of linux-aarch64's.
-    return sorted((wanted & there[0] & there[1]) - ({"sympy"} if "gmpy2" not in there[1] else set()))
-
-
-def names(channel: Path, subdir: str) -> set[str]:
-    """The names of a folder's packages."""
-    document = json.loads((channel / subdir / "repodata.json").read_bytes())
-    return {record["name"] for kind in ("packages", "packages.conda") for record in document.get(kind, {}).values()}
+def asked_for() -> list[str]:
+    """What the committed family's pangeo-notebook and its parents ask for."""
+    family = read_family(FAMILY)
+    lineage = family.lineage("pangeo-notebook")
+    files = [read_requirements(image).environments.get("notebook", {}).get(LINUX_AMD64) for image in lineage]
+    return [spec.text for file in files if file for spec in file.specs]
 
 
 def write_family(folder: Path, address: str, specs: list[str]) -> Path:
