@@ -5,7 +5,7 @@ SHELL := /bin/bash
 export PYTHON
 PYTEST = .venv/bin/python -m pytest -n auto
 
-.PHONY: help demo demo-conda test test-all lint types bench clean
+.PHONY: help demo demo-conda test test-all lint types bench bench-conda clean
 
 help:
 	@echo "make demo      build families/pypi/base-notebook from its lock, start JupyterLab in it, see that it answers"
@@ -15,6 +15,7 @@ help:
 	@echo "make lint      format and style"
 	@echo "make types     mypy --strict"
 	@echo "make bench     measure against buildah, print a table of ratios"
+	@echo "make bench-conda   the same for conda packages, beside rattler, PyYAML and buildah"
 	@echo "make clean     remove what the targets above made in this folder; the store stays"
 
 demo:
@@ -45,6 +46,15 @@ types:
 bench:
 	@scripts/prepare test
 	@.venv/bin/python benchmarks/run.py $(ARGS)
+
+# CHANNEL is a channel of real records to solve on: a folder, or an archive of one.
+CHANNEL ?= ../shared/data/conda-forge-channel.tar.xz
+bench-conda:
+	@scripts/prepare test
+	@.venv/bin/python benchmarks/conda_lock.py $(CHANNEL)
+	@.venv/bin/python benchmarks/conda_lock_read.py
+	@.venv/bin/python benchmarks/conda_layers.py
+	@.venv/bin/python benchmarks/conda_build.py
 
 clean:
 	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist

@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 
 from lithify.errors import HostError, InputError
+from lithify.platforms import LINUX_AMD64
 from lithify.read.family import DebianBase, read_family
+from lithify.read.requirements import read_requirements
 from lithify.scaffold import init
 
 
@@ -64,3 +66,11 @@ def test_a_place_that_cannot_be_written_is_an_error_for_people(tmp_path: Path) -
     (tmp_path / "file").touch()
     with pytest.raises(HostError, match="cannot be written"):
         init(tmp_path / "file/family")
+
+
+def test_a_family_of_conda_environments_is_read_as_one(tmp_path: Path) -> None:
+    written = init(tmp_path / "images", conda=True)
+    family = read_family(written.parent)
+    assert family.conda is not None
+    (environment,) = read_requirements(family.images["notebook"]).environments.values()
+    assert {spec.name for spec in environment[LINUX_AMD64].specs} == {"python", "jupyterlab", "jupyterhub-singleuser"}

@@ -84,9 +84,10 @@ def lithify() -> None:
 @click.option(
     "--from", "from_", type=_FOLDER, metavar="REPOSITORY", help="Take over the images of REPOSITORY as they are."
 )
+@click.option("--conda", is_flag=True, help="A family of conda environments.")
 @_common
 @click.pass_obj
-def init(options: Options, folder: Path | None, name: str | None, from_: Path | None) -> None:
+def init(options: Options, folder: Path | None, name: str | None, from_: Path | None, conda: bool) -> None:
     """Make a small commented family in FOLDER.
 
     With --from, a family of the images that REPOSITORY has, where it is like Pangeo's or one for repo2docker. Only
@@ -95,7 +96,7 @@ def init(options: Options, folder: Path | None, name: str | None, from_: Path | 
     from lithify.cli import display
 
     with display.progress(options) as report:
-        written = api.init(folder, name=name, from_=from_, report=report)
+        written = api.init(folder, name=name, conda=conda, from_=from_, report=report)
     click.echo(written)
     if not options.quiet:
         display.tell("look at what is in it; then `lithify lock`, `lithify build` and `lithify run`", "hint")

@@ -18,14 +18,16 @@ def init(
     folder: Path | str | None = None,
     *,
     name: str | None = None,
+    conda: bool = False,
     from_: Path | str | None = None,
     report: Report = silent,
 ) -> Path:
     """Write a small family into ``folder``, which is made where it is missing; returns its ``lithify.toml``.
 
-    ``name`` is the family's, the first part of its images' names; by default the folder's. ``from_`` is a repository
-    whose images the family takes over as they are: only ``lithify.toml`` is written, into it where no ``folder`` is
-    given. What could not be taken over is reported as warnings, and stands in the file.
+    ``name`` is the family's, the first part of its images' names; by default the folder's. ``conda`` makes it a family
+    of conda environments. ``from_`` is a repository whose images the family takes over as they are: only
+    ``lithify.toml`` is written, into it where no ``folder`` is given. What could not be taken over is reported as
+    warnings, and stands in the file.
 
     Raises:
         InputError: when a file that would be written is there already (nothing is written then), for a name that
@@ -45,7 +47,7 @@ def init(
         )
     notes: tuple[str, ...] = ()
     if from_ is None:
-        texts = {path: text.replace("{name}", name) for path, text in _template(_templates())}
+        texts = {path: text.replace("{name}", name) for path, text in _template(_templates(conda))}
     else:
         from lithify.scaffold.takeover import take_over
 
@@ -80,8 +82,8 @@ def _write(folder: Path, texts: Mapping[str, str]) -> None:
         raise HostError(f"a new family cannot be written to {folder}: {error.strerror or error}") from error
 
 
-def _templates() -> Traversable:
-    return resources.files("lithify.scaffold") / "template"
+def _templates(conda: bool) -> Traversable:
+    return resources.files("lithify.scaffold") / "templates" / ("conda" if conda else "wheels")
 
 
 def _template(folder: Traversable, prefix: str = "") -> list[tuple[str, str]]:
