@@ -8,15 +8,15 @@ PYTEST = .venv/bin/python -m pytest -n auto
 .PHONY: help demo demo-conda test test-all lint types bench bench-conda clean
 
 help:
-	@echo "make demo      build families/pypi/base-notebook from its lock, start JupyterLab in it, see that it answers"
+	@echo "make demo         build families/pypi/base-notebook from its lock, start JupyterLab in it, see that it answers"
 	@echo "make demo-conda   the same with conda packages, from a channel made here"
-	@echo "make test      the tests (some minutes)"
-	@echo "make test-all  the slow ones too (much longer, several GB)"
-	@echo "make lint      format and style"
-	@echo "make types     mypy --strict"
-	@echo "make bench     measure against buildah, print a table of ratios"
-	@echo "make bench-conda   the same for conda packages, beside rattler, PyYAML and buildah"
-	@echo "make clean     remove what the targets above made in this folder; the store stays"
+	@echo "make test         the tests (some minutes)"
+	@echo "make test-all     the slow ones too (much longer, several GB)"
+	@echo "make lint         format and style"
+	@echo "make types        mypy --strict"
+	@echo "make bench        measure against buildah, print a table of ratios"
+	@echo "make bench-conda  the same for conda packages, beside rattler, PyYAML and buildah"
+	@echo "make clean        remove what the targets above made in this folder; the store stays"
 
 demo:
 	@scripts/prepare build
