@@ -32,8 +32,7 @@ from typing import Any
 import images
 from lithify.lockfile import Lock, Package, read_lock, write_lock
 from lithify.platforms import LINUX_AMD64, LINUX_ARM64, PLATFORMS, Platform, host_platform
-from lithify.read.family import FAMILY_FILE, read_family
-from lithify.read.requirements import lock_path
+from lithify.read.family import FAMILY_FILE, lock_path, read_family
 from lithify.read.settings import Settings
 from lithify.resolve import fingerprint_of
 from lithify.store.compression import GZIP

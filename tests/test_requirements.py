@@ -9,8 +9,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from lithify.errors import InputError
-from lithify.read.family import Image, read_family
-from lithify.read.requirements import Requirements, configuration_folder, documents, lock_path, read_requirements
+from lithify.read.family import Image, configuration_folder, lock_path, read_family
+from lithify.read.requirements import Requirements, documents, read_requirements
 
 
 def image(folder: Path, **files: str) -> Image:

@@ -14,8 +14,8 @@ from lithify.errors import InputError, LithifyError
 from lithify.lockfile import Package, read_lock
 from lithify.platforms import LINUX_AMD64, LINUX_ARM64
 from lithify.progress import Event
-from lithify.read.family import read_family
-from lithify.read.requirements import documents, lock_path
+from lithify.read.family import lock_path, read_family
+from lithify.read.requirements import documents
 from lithify.read.settings import Settings
 from lithify.resolve import LockResult, differences, stale
 from local_index import LocalIndex, serving

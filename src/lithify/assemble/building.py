@@ -31,8 +31,8 @@ from lithify.lockfile import NOTEBOOK, Lock, Package, fingerprint, parse_lock
 from lithify.plan import lineage_levels, plan_layers
 from lithify.platforms import Platform, host_platform, parse_platform
 from lithify.progress import Event, Report, silent
-from lithify.read.family import NOTEBOOK_ENVIRONMENT, DebianBase, Family, Image, LayoutBase, read_family
-from lithify.read.requirements import Indexes, Requirements, documents, lock_path, read_requirements
+from lithify.read.family import NOTEBOOK_ENVIRONMENT, DebianBase, Family, Image, LayoutBase, lock_path, read_family
+from lithify.read.requirements import Indexes, Requirements, documents, read_requirements
 from lithify.read.settings import Settings, read_settings
 from lithify.store import oci
 from lithify.store.compression import Compression, parse_compression

@@ -10,8 +10,8 @@ from lithify.lockfile import NOTEBOOK, Package, read_lock
 from lithify.locks import Places, write_foreign
 from lithify.platforms import Platform, parse_platform
 from lithify.read.environment import EnvironmentFile
-from lithify.read.family import Family, Image, read_family
-from lithify.read.requirements import Requirements, lock_path, read_requirements
+from lithify.read.family import Family, Image, lock_path, read_family
+from lithify.read.requirements import Requirements, read_requirements
 from lithify.read.settings import Settings, read_settings
 
 # The formats that say where wheels are served from.

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from lithify.errors import InputError
-from lithify.lockfile import NOTEBOOK
+from lithify.lockfile import LOCK_FILE, NOTEBOOK
 from lithify.platforms import PLATFORMS, Platform, parse_platform
 from lithify.runtime import CONDA_DIR, PREFIX
 
@@ -171,6 +171,25 @@ class Family:
         for name in names:
             self.image(name)
         return tuple(name for name in self.images if not names or name in names)
+
+
+def configuration_folder(image: Image) -> Path:
+    """Where the image's requirement files and its lock lie: ``binder/``, else ``.binder/``, else the folder itself.
+
+    Raises:
+        InputError: when there are both.
+    """
+    found = [image.folder / name for name in ("binder", ".binder") if (image.folder / name).is_dir()]
+    if len(found) == 2:
+        raise InputError(
+            f"image `{image.name}` has both {found[0]} and {found[1]}", hint="keep one of them: only one is read"
+        )
+    return found[0] if found else image.folder
+
+
+def lock_path(image: Image) -> Path:
+    """Where the image's lock lies, whether or not it is there."""
+    return configuration_folder(image) / LOCK_FILE
 
 
 def find_family(start: Path) -> Path:

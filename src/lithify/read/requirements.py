@@ -27,7 +27,7 @@ from lithify.lockfile import LOCK_FILE
 from lithify.platforms import PLATFORMS, Platform
 from lithify.read import yaml
 from lithify.read.environment import SUBDIRS, EnvironmentFile, read_environment
-from lithify.read.family import DebianBase, Family, Image
+from lithify.read.family import DebianBase, Family, Image, configuration_folder, lock_path
 from lithify.read.files import read_bytes, read_text
 
 PYTHON_FILE = "requirements.txt"
@@ -110,25 +110,6 @@ _CONDA_FILES = (
     *("environment.yml", "environment.yaml", "conda-lock.yml", "conda-linux-64.lock", "conda-linux-aarch64.lock"),
     VIRTUAL_FILE,
 )
-
-
-def configuration_folder(image: Image) -> Path:
-    """Where the image's requirement files and its lock lie: ``binder/``, else ``.binder/``, else the folder itself.
-
-    Raises:
-        InputError: when there are both.
-    """
-    found = [image.folder / name for name in ("binder", ".binder") if (image.folder / name).is_dir()]
-    if len(found) == 2:
-        raise InputError(
-            f"image `{image.name}` has both {found[0]} and {found[1]}", hint="keep one of them: only one is read"
-        )
-    return found[0] if found else image.folder
-
-
-def lock_path(image: Image) -> Path:
-    """Where the image's lock lies, whether or not it is there."""
-    return configuration_folder(image) / LOCK_FILE
 
 
 def read_requirements(image: Image) -> Requirements:

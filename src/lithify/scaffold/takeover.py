@@ -20,8 +20,7 @@ from pathlib import Path
 from lithify.errors import InputError, LithifyError
 from lithify.platforms import LINUX_AMD64, PLATFORMS
 from lithify.read.environment import read_environment
-from lithify.read.family import Image
-from lithify.read.requirements import configuration_folder
+from lithify.read.family import Image, configuration_folder
 
 # Files that make a folder an image's.
 _CONDA = ("environment.yml", "environment.yaml", "conda-lock.yml", "conda-linux-64.lock")
