@@ -16,6 +16,7 @@ import pytest
 from channel_server import ChannelServer, Fault, Login, serving
 from conda_channel import write_channel
 from lithify.errors import FetchError, HostError, InputError, LithifyError, UnsatisfiableError
+from lithify.fetch import completed
 from lithify.lockfile import Package
 from lithify.platforms import LINUX_AMD64, LINUX_ARM64, Platform
 from lithify.progress import Event
@@ -24,6 +25,8 @@ from lithify.read.settings import Settings
 from lithify.sources.conda import child
 from lithify.sources.conda.channel import parse_channel
 from lithify.sources.conda.resolve import Preferred, Wanted, records_of, resolve
+from lithify.sources.conda.source import CondaSource
+from lithify.store.store import open_store
 from making_conda import CondaPackage
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data" / "conda-forge-channel.tar.xz"
@@ -451,14 +454,21 @@ def test_a_sha256_that_the_index_lacks_is_learned_from_the_file(workshop: Worksh
     workshop.channel("ours", package("a"))
     with_digest = workshop.solve("a", channels=(f"{workshop.folder.as_uri()}/ours",))
     change_repodata(workshop.folder / "ours", lambda record: record.pop("sha256"))
-    assert workshop.solve("a") == with_digest
+
+    def learned(settings: Settings) -> tuple[Package, ...]:
+        source = CondaSource(settings, {"conda/ours": parse_channel(f"{workshop.address}/ours", "f")})
+        packages = workshop.solve("a", settings=settings)
+        assert not any(package.sha256 for package in packages)
+        return completed(open_store(settings.store), packages, {"conda/ours": source})
+
+    assert learned(workshop.settings) == with_digest
     assert len(server.asked("a-1.0-0.conda")) == 1
-    assert workshop.solve("a") == with_digest
+    assert learned(workshop.settings) == with_digest
     assert len(server.asked("a-1.0-0.conda")) == 1
     server.faults["a-1.0-0.conda"] = Fault(flip=30)
-    error = failure(workshop, "a", settings=Settings(workshop.settings.store.parent / "fresh", 2))
-    assert isinstance(error, FetchError) and "is not what was locked" in error.message
-    assert "md5" in (error.details or "")
+    with pytest.raises(FetchError, match="is not what was locked") as caught:
+        learned(Settings(workshop.settings.store.parent / "fresh", 2))
+    assert "md5" in (caught.value.details or "")
 
 
 def test_a_records_facts_are_found_by_its_file_and_md5(workshop: Workshop) -> None:
