@@ -191,10 +191,21 @@ def test_help_loads_nothing_heavy() -> None:
     code = (
         "import sys; from lithify.cli import run; run(['--help']); "
         "print(sorted({m.partition('.')[0] for m in sys.modules} "
-        "& {'httpx', 'rich', 'tomlkit', 'installer', 'packaging', 'asyncio', 'ssl', 'multiprocessing'}))"
+        "& {'httpx', 'rich', 'tomlkit', 'installer', 'packaging', 'asyncio', 'ssl', 'multiprocessing', 'rattler', "
+        "'yaml'}))"
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.splitlines()[-1] == "[]"
+
+
+def test_the_package_loads_nothing_before_it_is_asked() -> None:
+    code = (
+        "import sys; before = set(sys.modules); import lithify; "
+        "names = {m.partition('.')[0] for m in set(sys.modules) - before}; "
+        "print(sorted(names - sys.stdlib_module_names))"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout == "['lithify']\n"
 
 
 def test_a_reader_that_leaves_ends_the_command_quietly() -> None:

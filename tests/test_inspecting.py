@@ -78,8 +78,8 @@ def test_an_image_is_told_with_its_configuration_layers_and_packages(store: Stor
     assert [layer.name for layer in details.layers] == ["wheels", "contract"]
     assert details.layers[0].packages == ("pypi:dask=1.0", "pypi:xarray=1.0")
     assert details.packages == (
-        PackageDetails("pypi", "dask", "1.0", "b" * 64, 10),
-        PackageDetails("pypi", "xarray", "1.0", "a" * 64, 10),
+        PackageDetails("pypi", "dask", "1.0", "b" * 64, 10, "notebook"),
+        PackageDetails("pypi", "xarray", "1.0", "a" * 64, 10, "notebook"),
     )
     document = json.loads(json.dumps(details.document()))
     assert document["layers"][0]["digest"] == details.layers[0].digest

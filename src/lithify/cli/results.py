@@ -151,7 +151,10 @@ def short(digest: str) -> str:
 
 
 def inspect_lines(image: ImageDetails) -> list[str]:
-    """What an image is, how it is run, its layers from the lowest up, and its packages by source."""
+    """What an image is, how it is run, its layers from the lowest up, and its packages by source.
+
+    Where it has several environments, its packages are listed by them; those of the system come first.
+    """
     lines = table(
         [
             ("name", image.name),
@@ -180,5 +183,8 @@ def inspect_lines(image: ImageDetails) -> list[str]:
     lines += [f"  {line}" for line in table(rows)]
     if image.packages:
         lines += ["", f"packages ({len(image.packages)})"]
-        lines += [f"  {line}" for line in table([(p.source, p.name, p.version) for p in image.packages])]
+        several = len({package.environment for package in image.packages} - {""}) > 1
+        packages = sorted(image.packages, key=lambda package: package.environment) if several else image.packages
+        rows = [(*((p.environment,) if several else ()), p.source, p.name, p.version) for p in packages]
+        lines += [f"  {line}" for line in table(rows)]
     return lines

@@ -51,13 +51,17 @@ class LayerDetails:
 
 @dataclass(frozen=True)
 class PackageDetails:
-    """A package of the image, as its lock has it. ``size`` is the artefact's, in bytes."""
+    """A package of the image, as its lock has it. ``size`` is the artefact's, in bytes.
+
+    ``environment`` is the one that it is in; nothing for a package of the system.
+    """
 
     source: str
     name: str
     version: str
     sha256: str
     size: int
+    environment: str
 
 
 @dataclass(frozen=True)
@@ -176,5 +180,8 @@ def _packages(store: Store, manifest: Manifest) -> tuple[PackageDetails, ...]:
         return ()
     lock = parse_lock(text.decode("utf-8", "replace"), f"{LOCK_FILE} inside the image")
     return tuple(
-        PackageDetails(one.source, one.name, one.version, one.sha256, one.size) for one in lock.of(manifest.platform)
+        PackageDetails(
+            one.source, one.name, one.version, one.sha256, one.size, "" if one.kind == "debian" else one.environment
+        )
+        for one in lock.of(manifest.platform)
     )
