@@ -48,7 +48,7 @@ def test_every_pair_is_named() -> None:
 def test_a_file_where_another_package_needs_a_folder_is_refused() -> None:
     assert refusal({"a/x/y": "1"}, {"a/x": "1"}) in ("p1 1.0 and p0 1.0: /a/x", "p0 1.0 and p1 1.0: /a/x")
     assert "/a" in refusal({"a/x/y/z": "1"}, {"a": "1"})
-    with pytest.raises(LithifyError, match="different files for one path"):
+    with pytest.raises(LithifyError, match="a file where another has a folder"):
         settle({conda("one"): {"a/x": "1"}, conda("two"): {"a": "1"}}, PREFIXES, {})
 
 

@@ -556,8 +556,8 @@ def _check_status(response: httpx.Response, url: str, content: _Content, what: s
     hint = f"see {shown(url)}"
     if status in (404, 410):
         hint = (
-            "the source no longer has the file: `lithify lock --upgrade-package NAME` chooses from what is served now; "
-            "a mirror may still have it"
+            "the source no longer has the file, a mirror may still have it: "
+            f"`lithify lock --upgrade-package {what.partition(' ')[0]}` chooses from what is served now"
         )
     elif status in (401, 403, 407):
         hint = "credentials belong in ~/.netrc, or in the address of the source in the settings"

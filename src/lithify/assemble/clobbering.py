@@ -55,11 +55,12 @@ def settle(
     rank = {package: number for number, package in enumerate(linking_order(paths))}
     settled: list[Settlement] = []
     refused: dict[tuple[Package, Package], list[str]] = {}
+    folders: dict[tuple[Package, Package], list[str]] = {}
     for path in sorted(repeated | above):
         claims = sorted((package for package in paths if path in paths[package]), key=lambda package: rank[package])
         if path in above:
             other = next(package for package in sorted(paths) if _has_below(path, paths[package]))
-            refused.setdefault((claims[0], other), []).append(path)
+            folders.setdefault((claims[0], other), []).append(path)
             continue
         winner = _winner(path, claims, prefixes, owners)
         if winner is None:
@@ -70,7 +71,9 @@ def settle(
         kept = paths[winner][path]
         settled.append(Settlement(path, winner, tuple(p for p in claims if paths[p][path] != kept)))
     if refused:
-        raise _refusal(refused)
+        raise _refusal("two packages bring different files for one path", refused)
+    if folders:
+        raise _refusal("one package brings a file where another has a folder", folders)
     return tuple(settled)
 
 
@@ -129,13 +132,13 @@ def _has_below(path: str, paths: Mapping[str, str]) -> bool:
     return any(other.startswith(f"{path}/") for other in paths)
 
 
-def _refusal(refused: Mapping[tuple[Package, Package], Sequence[str]]) -> LithifyError:
+def _refusal(message: str, refused: Mapping[tuple[Package, Package], Sequence[str]]) -> LithifyError:
     lines = []
     for (one, two), paths in refused.items():
         more = f" and {len(paths) - 1} more" if len(paths) > 1 else ""
         lines.append(f"{one.name} {one.version} and {two.name} {two.version}: /{paths[0]}{more}")
     return LithifyError(
-        "two packages bring different files for one path",
+        message,
         details="\n".join(lines),
         hint="leave one of them out, or choose versions that do not collide",
     )

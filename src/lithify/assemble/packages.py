@@ -140,14 +140,17 @@ class Laying:
     def _settled(self, paths: Mapping[Package, Mapping[str, str]]) -> _Together:
         prefixes = {name: target.prefix for name, target in self.targets.items()}
         without: dict[Package, list[str]] = {}
+        between: dict[tuple[Package, Package], list[str]] = {}
         for one in settle(paths, prefixes, self.owners):
             for loser in one.losers:
                 without.setdefault(loser, []).append(one.path)
-        for package, lost in sorted(without.items()):
+                between.setdefault((loser, one.winner), []).append(one.path)
+        for (package, winner), lost in sorted(between.items()):
             more = f" and {len(lost) - 1} more" if len(lost) > 1 else ""
             message = (
-                f"{package.name} {package.version} does not bring /{lost[0]}{more}: another package's file for that "
-                "path stays (docs/explanation/conda.md says whose)"
+                f"{package.name} {package.version} does not bring /{lost[0]}{more}: "
+                f"{winner.name} {winner.version} brings it, too, and its file stays; "
+                "`owners` in [conda] of lithify.toml can say otherwise"
             )
             self.report(Event("assemble", "warning", message=message))
         scripts = link_scripts({package: paths[package] for package in linking_order(paths)}, prefixes)
