@@ -132,6 +132,7 @@ def test_a_package_that_nobody_has(place: Place) -> None:
     place.asks("good", "goood")
     said = place.refused(3, "lock")
     assert "notebook/environment.yml:6: conda-forge has no package `goood`" in said
+    assert "did you mean `good`?" in said
 
 
 def test_a_package_of_the_index_that_no_channel_has(place: Place) -> None:
@@ -356,6 +357,7 @@ def test_a_prefix_longer_than_the_room_for_it(place: Place) -> None:
     place.good("lock")
     said = place.refused(1, "build")
     assert "short-1.0-0.conda" in said and path in said and prefix in said
+    assert "do not fit where 255 are" in said and "hint: a shorter `prefix`" in said
 
 
 def test_two_packages_with_different_files_for_one_path(place: Place) -> None:
@@ -505,6 +507,19 @@ def test_another_tools_lock_with_a_wrong_line(place: Place, line: str, words: st
     assert words in place.refused(2, "lock")
 
 
+def test_another_tools_lock_with_a_token(place: Place) -> None:
+    for_one_platform(place)
+    place.server.logins["conda-forge"] = Login(token="another")
+    channel = place.server.channel("conda-forge", token=SECRET)
+    text = conda_families.environment(["good"], channels=(channel,))
+    conda_families.write(place.family, {"notebook/environment.yml": text})
+    explicit(place, "linux-64", f"{channel}/noarch/good-1.0-0.conda#{'0' * 32}")
+    for arguments in (["lock"], ["lock", "-v", "--debug"]):
+        result = place.run(*arguments, LITHIFY_CONFIG=unconfigured(place))
+        assert result.returncode == 4, result.stderr
+        assert SECRET not in result.stdout + result.stderr
+
+
 # -- the solver ----------------------------------------------------------------------------------------------------
 
 
@@ -521,16 +536,17 @@ def crashing(folder: Path, body: str) -> dict[str, str]:
         "import os; os.abort()",
         "import os, signal; os.kill(os.getpid(), signal.SIGSEGV)",
         "import os; os._exit(0)",
+        "raise ImportError('libssl.so.3: cannot open shared object file')",
         "print('{\"answer\": '); import os; os._exit(0)",
     ],
-    ids=["abort", "segfault", "silence", "half an answer"],
+    ids=["abort", "segfault", "silence", "import", "half an answer"],
 )
 def test_a_solver_that_crashes(locked: Place, tmp_path: Path, body: str) -> None:
     locked.asks("needs-old")
     result = locked.run("lock", **crashing(tmp_path / "modules", body))
     assert result.returncode == 5, result.stderr
     locked.check_message(result)
-    assert "solver of conda packages" in result.stderr and "hint: " in result.stderr
+    assert "conda packages" in result.stderr and "py-rattler" in result.stderr and "hint: " in result.stderr
     assert [one.version for one in read_lock(locked.lock).packages] == ["1.1", "1.1"]
 
 
@@ -574,7 +590,7 @@ def test_a_full_disk(place: Place, size: str) -> None:
     place.check_message(result)
 
 
-@pytest.mark.parametrize("command", ["build"])
+@pytest.mark.parametrize("command", ["lock", "build"])
 def test_a_read_only_store(locked: Place, command: str) -> None:
     if command == "lock":
         locked.asks("needs-old")
@@ -612,7 +628,8 @@ def members(session: int) -> set[str]:
     return {one.split()[0] for one in found if not one.split()[1].startswith("Z")}
 
 
-@pytest.mark.parametrize(("command", "group"), [("lock", True), ("build", True), ("build", False)])
+@pytest.mark.parametrize("group", [True, False], ids=["terminal", "alone"])
+@pytest.mark.parametrize("command", ["lock", "build"])
 def test_an_interrupt(locked: Place, command: str, group: bool) -> None:
     fault = held(locked, "*noarch*" if command == "lock" else "*good-1.1*")
     if command == "lock":
@@ -628,7 +645,7 @@ def test_an_interrupt(locked: Place, command: str, group: bool) -> None:
     locked.check_kept(before)
 
 
-@pytest.mark.parametrize("command", ["build"])
+@pytest.mark.parametrize("command", ["lock", "build"])
 def test_a_killed_command_leaves_a_store_that_the_next_one_uses(locked: Place, command: str) -> None:
     fault = held(locked, "*noarch*" if command == "lock" else "*good-1.1*")
     if command == "lock":

@@ -103,9 +103,14 @@ def resolved(job: Job) -> tuple[Package, ...]:
             answers += [pool.submit(_reported, resolver, job, platform) for resolver in resolvers]
         try:
             return tuple(sorted(package for answer in answers for package in answer.result()))
-        except BaseException:
+        except BaseException as error:
             for answer in answers:
                 answer.cancel()
+            if not isinstance(error, Exception) and job.family.conda:
+                # Interrupted: the threads wait for their solvers, which may wait long for a server.
+                from lithify.sources.conda.child import stop_all
+
+                stop_all()
             raise
 
 

@@ -18,6 +18,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from lithify.errors import LithifyError
 from lithify.lockfile import Package
 from lithify.platforms import LINUX_AMD64
 from lithify.sources import File, Held, Target
@@ -380,8 +381,9 @@ def _file(one: Listed, member: Member, place: str, target: Target, label: str) -
         try:
             pieces = tuple(substitute(member.data, old, new))
         except PrefixTooLongError as error:
-            raise refused(
-                label, f"the prefix {target.prefix} is too long for `{one.path}`, which is a binary: {error}"
+            raise LithifyError(
+                f"conda package {label}: the prefix {target.prefix} is too long for `{one.path}`, a binary: {error}",
+                hint="a shorter `prefix` in lithify.toml fits",
             ) from error
         total = hashlib.sha256()
         for piece in pieces:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lithify.addresses import without_credentials
-from lithify.errors import FetchError, InputError, LithifyError, UnsatisfiableError
+from lithify.errors import FetchError, HostError, InputError, LithifyError, UnsatisfiableError
 from lithify.lockfile import NOTEBOOK, Package
 from lithify.platforms import PLATFORMS, Platform
 from lithify.progress import Report, silent
@@ -308,7 +308,7 @@ def records_of(
     they know nothing, or another file of that name.
 
     Raises:
-        LithifyError: when a channel does not answer.
+        FetchError: naming a channel that does not answer.
     """
     from lithify.sources.conda.child import ask
 
@@ -320,7 +320,11 @@ def records_of(
         "solves": [],
         "finds": [dict(package) for package in packages],
     }
-    return list(ask(job, report)["finds"])
+    answer = ask(job, report)
+    if broken := answer.get("broken"):
+        text = without_credentials(str(broken["text"])).strip()
+        raise _channel_failure(channel_of(broken["source"], channels), text, settings)
+    return list(answer["finds"])
 
 
 def cache_folder(settings: Settings) -> Path:
@@ -437,7 +441,14 @@ def _failure(
     return LithifyError(f"the conda packages of `{image}` for {wanted.platform} cannot be chosen", details=text)
 
 
-def _channel_failure(channel: Channel, text: str, settings: Settings) -> FetchError:
+def _channel_failure(channel: Channel, text: str, settings: Settings) -> LithifyError:
+    if str(settings.store) in text and "os error" in text:
+        # Not the channel's fault: what it said cannot be kept.
+        return HostError(
+            f"the index of the channel `{channel.name}` cannot be written below {settings.store}",
+            details=text,
+            hint="free some space there, see who owns it, or use another store: --store or LITHIFY_STORE",
+        )
     address = without_credentials(served_address(channel, settings))
     place = f"{channel.where}: " if channel.where else ""
     known = f'`[sources] "{channel.source}"` in Lithify\'s configuration names another address'
@@ -535,7 +546,9 @@ def _absence(wanted: Wanted, image: str, culprit: Mapping[str, Any]) -> tuple[st
         )
     return (
         f"{spec.where}: {channels} has no package `{spec.name}`, for {wanted.platform.subdir} or any other platform",
-        "look at its spelling; a package of the Python index belongs below `pip:`",
+        f"did you mean `{culprit['near'][0]}`?"
+        if culprit["near"]
+        else "look at its spelling; a package of the Python index belongs below `pip:`",
     )
 
 

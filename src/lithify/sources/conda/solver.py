@@ -15,10 +15,12 @@ An error has a ``kind``: ``spec`` (``index``: which one cannot be read), ``chann
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import datetime
 import json
 import os
 import re
+import signal
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -338,7 +340,23 @@ class _Solver:
         if not fitting:
             for others in (solve.elsewhere, () if self.offline else _OTHER_SYSTEMS):
                 fitting = fitting or {record.subdir for record in await self._query(channels, others, spec)}
-        return {"versions": [str(version) for version in versions[-12:]], "subdirs": sorted(fitting)}
+        return {
+            "versions": [str(version) for version in versions[-12:]],
+            "subdirs": sorted(fitting),
+            "near": [] if versions or fitting else await self.near(solve, name),
+        }
+
+    async def near(self, solve: _Solve, name: str) -> list[str]:
+        """The packages on the solve's platform whose names are closest to ``name``."""
+        import difflib
+
+        names: set[str] = set()
+        for channel in solve.channels:
+            with contextlib.suppress(Exception):
+                subdirs = self.subdirs(channel, solve.subdir)
+                found = await self.gateway.names([self.channels[channel]], subdirs)
+                names.update(one.normalized for one in found)
+        return difflib.get_close_matches(name, sorted(names), 1, 0.8)
 
     async def _query(
         self, channels: Sequence[Channel], subdirs: Iterable[str], spec: MatchSpec
@@ -395,12 +413,15 @@ async def _answer(job: dict[str, Any]) -> dict[str, Any]:
     # One after the other: what fails for two at once is explained to one of them only.
     answers = [await solver.answered(solve, outcome) for solve, outcome in zip(solves, outcomes, strict=True)]
     finds: list[dict[str, Any] | None] = []
-    by_subdir: dict[str, list[int]] = {}
+    by_folder: dict[tuple[str, str], list[int]] = {}
     for index, entry in enumerate(job.get("finds", ())):
-        by_subdir.setdefault(entry["file"].partition("/")[0], []).append(index)
+        by_folder.setdefault((entry["source"], entry["file"].partition("/")[0]), []).append(index)
         finds.append(None)
-    for subdir, indexes in by_subdir.items():
-        records = await solver.found([job["finds"][index] for index in indexes], subdir)
+    for (source, subdir), indexes in by_folder.items():
+        try:
+            records = await solver.found([job["finds"][index] for index in indexes], subdir)
+        except Exception as error:
+            return {"solves": answers, "finds": [], "broken": {"source": source, "text": str(error)}}
         for index, record in zip(indexes, records, strict=True):
             finds[index] = solver.document(record) if record else None
     return {"solves": answers, "finds": finds}
@@ -411,8 +432,17 @@ def _say(line: dict[str, Any]) -> None:
     sys.stdout.flush()
 
 
+def _end_with_parent() -> None:
+    """Let nothing be left of a command that is killed: a server may keep a solver waiting for long (prctl(2))."""
+    import ctypes
+
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)
+
+
 def main() -> None:
     """Answer the job on stdin, and leave without the interpreter's own end, which may crash."""
+    _end_with_parent()
     try:
         import rattler  # noqa: F401  while nobody has asked yet
 
