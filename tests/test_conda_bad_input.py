@@ -326,9 +326,13 @@ def test_a_download_that_is_cut_short(locked: Place) -> None:
 
 # What is odd and harmless; see tests/test_conda_link.py.
 HARMLESS = {"absolute symlink", "placeholder that is not there"}
+# The others are built only by `make test-all`: tests/test_conda_link.py refuses each in a moment.
+OF_EACH_SORT = {"wrong sha256", "path with ..", "symlink out", "missing file", "cut", "zstd bomb", "absolute symlink"}
 
 
-@pytest.mark.parametrize("kind", hostile())
+@pytest.mark.parametrize(
+    "kind", [kind if kind in OF_EACH_SORT else pytest.param(kind, marks=pytest.mark.slow) for kind in hostile()]
+)
 def test_a_hostile_package(locked: Place, kind: str) -> None:
     package, lies = hostile()[kind]
     # Some lie so much that no index would have them: the index is that of an honest one, the lock is of the liar.
@@ -570,7 +574,7 @@ def large(size: int = 6 << 20) -> CondaPackage:
     return CondaPackage("large", files={f"share/large/{n}": File(data[n::8]) for n in range(8)}, noarch="generic")
 
 
-@pytest.mark.parametrize("size", ["1M", "8M", "14M", "20M"])
+@pytest.mark.parametrize("size", ["1M", pytest.param("8M", marks=pytest.mark.slow), "14M"])
 def test_a_full_disk(place: Place, size: str) -> None:
     place.publish(large())
     place.asks("good", "large")
@@ -663,7 +667,7 @@ def test_a_killed_command_leaves_a_store_that_the_next_one_uses(locked: Place, c
         time.sleep(0.05)
 
 
-@pytest.mark.parametrize("delay", [0.3, 0.8, 1.2, 1.6])
+@pytest.mark.parametrize("delay", [0.3, pytest.param(0.8, marks=pytest.mark.slow), 1.2])
 def test_a_build_that_is_killed_at_work(place: Place, delay: float, monkeypatch: pytest.MonkeyPatch) -> None:
     place.publish(large())
     place.asks("good", "large")
