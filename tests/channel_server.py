@@ -200,7 +200,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
     def _refuse(self, status: int, headers: Mapping[str, str] | None = None, body: bytes | None = None) -> None:
         self._note(status)
-        content = f"{int(status)}\n".encode() if body is None else body
+        # Not a number alone: that is JSON, in which conda looks for a reason.
+        content = f"{int(status)} {HTTPStatus(status).phrase}\n".encode() if body is None else body
         self.send_response(status)
         for name, value in (headers or {}).items():
             self.send_header(name, value)

@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+import conda_channel
+import conda_whole
 import families
 from lithify.platforms import LINUX_AMD64, LINUX_ARM64
 from lithify.read.settings import Settings
@@ -74,3 +76,15 @@ def notebook_store(shared: Path) -> Path:
         if empty:
             families.build_committed(folder, ["base-notebook"])
     return folder
+
+
+@pytest.fixture(scope="session")
+def conda_notebook(shared: Path) -> conda_whole.Whole:
+    """base-notebook of conda packages on Debian, with three environments, built once a session.
+
+    The first time on a machine some 170 wheels are downloaded for its channel.
+    """
+    with families.made_once(shared, "conda-notebook") as (folder, empty):
+        if empty:
+            conda_whole.build(folder, conda_channel.base_notebook(), conda_channel.BASE_NOTEBOOK)
+    return conda_whole.Whole(folder)

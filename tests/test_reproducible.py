@@ -232,8 +232,8 @@ def test_gzip_and_zstd_hold_the_same_bytes(reference: tuple[Path, Path, dict[str
 GOLDEN_LIBZSTD = "1.5.7"
 GOLDEN_ZLIB_NG = "2.3.3"
 GOLDEN = {
-    "zstd": "sha256:2266d6946f69a9e98ed76058aa8dfd482ad08067777f43e9c40589eb3885505b",
-    "gzip": "sha256:8134c56da85c2484855d396feeae5ad1df2c5cd62572b64e71fee98e88bbedd8",
+    "zstd": "sha256:0a90220fbadab6cc415184f833b4acc3365df78bd07c9cadf1b775769a53dc3f",
+    "gzip": "sha256:0913acce55af6839e703d995ef3a44c7c12b27243ef9dc7e0439cee65db768be",
 }
 
 

@@ -47,7 +47,7 @@ if TYPE_CHECKING:
     from lithify.sources.pypi import PypiSource
 
 # Raise it when the same locks must give another image.
-FORMAT = 1
+FORMAT = 2
 
 DEFAULT_COMMAND = ("/bin/bash",)
 NOTEBOOK_COMMAND = ("jupyter", "lab", "--ip=0.0.0.0", "--port=8888", "--no-browser")

@@ -1,9 +1,10 @@
 """Paths that several packages fill with different files: settled before there is a layer, by one rule.
 
 The rule: the family's ``[conda] owners`` decides where it names the path. Else a wheel, which is installed on top, wins
-over a conda package; and of two conda packages the one that is linked last, as conda and rattler have it: a package
-comes after all that it depends on, and else after those whose names sort before its own. Two wheels with different
-files for one path are an error, and so is a file where another package needs a folder.
+over a conda package; and of two conda packages the one that is linked last, as conda has it: a package comes after all
+that it depends on, and else after those whose names sort before its own. (rattler agrees about packages that depend on
+each other; of others it keeps the first.) Two wheels with different files for one path are an error, and so is a file
+where another package needs a folder.
 
 The loser's fragment is made anew without the path, so that layers may be joined in any order and the loser's own
 record tells the truth. Equal files are no conflict.

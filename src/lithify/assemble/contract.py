@@ -47,10 +47,10 @@ unset script
 
 LOCK_PATH = "usr/share/lithify/lithify.lock"
 
+# Without `nodefaults`, which many of these files have: conda takes it for a channel's name, asks for it, and fails.
 _CONDARC = b"""\
 channels:
   - conda-forge
-  - nodefaults
 channel_priority: strict
 """
 
