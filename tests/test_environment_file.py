@@ -254,6 +254,7 @@ _PIECES = [
 @given(st.one_of(st.text(max_size=40), st.lists(st.sampled_from(_PIECES), max_size=10).map("".join)))
 @example("a" * 5000)
 @example("numpy " + "(" * 3000)
+@example("[::0")
 def test_any_spec_is_read_or_is_a_clear_error(text: str) -> None:
     try:
         spec = parse_spec(text, "f:1")

@@ -284,6 +284,7 @@ def _pip(item: Table, where: str) -> Iterator[PipLine]:
 
 # -- match specs -------------------------------------------------------------------------------------------
 
+_CHANNEL = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)*", re.ASCII)
 _PACKAGE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 # What needs no library to be understood: `numpy`, `numpy=1.26`, `numpy >=1.26,<3`. Importing rattler costs more than
 # reading a file, and most files need no more than this.
@@ -311,7 +312,7 @@ def parse_spec(text: str, where: str) -> CondaSpec:
     channel, separator, rest = text.strip().rpartition("::")
     rest = rest.strip()
     shown = shortened(without_credentials(text.strip()))
-    if separator and (not channel or re.search(r"\s|::", channel)):
+    if separator and not _is_channel(channel):
         raise InputError(f"{where}: `{shown}` names no channel before `::`", hint="write it as `conda-forge::numpy`")
     subdir = channel.rpartition("/")[2] if channel.rpartition("/")[2] in (*SUBDIRS, "noarch") else ""
     channel = channel.removesuffix(f"/{subdir}") if subdir else channel
@@ -323,6 +324,22 @@ def parse_spec(text: str, where: str) -> CondaSpec:
             hint="put it into a channel (`rattler-index` makes one of a folder), and name the package",
         )
     return CondaSpec(_parsed_name(rest, shown, where), rest, where, channel or None, subdir)
+
+
+def _is_channel(text: str) -> bool:
+    """Whether ``text`` can be a channel: a name, or else what rattler takes for an address."""
+    if _CHANNEL.fullmatch(text):
+        return True
+    if not text or re.search(r"\s|::", text):
+        return False
+    from rattler import MatchSpec
+    from rattler.exceptions import InvalidMatchSpecError
+
+    try:
+        MatchSpec(f"{text}::name", strict=False)
+    except InvalidMatchSpecError:
+        return False
+    return True
 
 
 def _parsed_name(text: str, shown: str, where: str) -> str:
