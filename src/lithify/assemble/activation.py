@@ -15,7 +15,7 @@ import subprocess
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
-from lithify.assemble.environments import FORMAT
+from lithify.assemble.environments import FORMAT, on_disk
 from lithify.errors import LithifyError
 from lithify.fragment.fragment import Fragment
 from lithify.read.family import Environment
@@ -145,9 +145,9 @@ def _from_scripts(
         for path in sorted(seen):
             parent = path.rpartition("/")[0]
             if parent not in made:
-                (skeleton / parent).mkdir(parents=True, exist_ok=True)
+                (skeleton / on_disk(parent)).mkdir(parents=True, exist_ok=True)
                 made.add(parent)
-            (skeleton / path).write_bytes(contents.get(path, b""))
+            (skeleton / on_disk(path)).write_bytes(contents.get(path, b""))
         sandbox = Sandbox(lower=(skeleton, base), upper=upper, work=work, environment=variables)
         result = subprocess.run(
             arguments(sandbox, ["/bin/bash", "-c", _SHELL]), stdin=subprocess.DEVNULL, capture_output=True, check=False

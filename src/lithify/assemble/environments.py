@@ -166,7 +166,7 @@ def _lay_out(source: FragmentSource, package: Package, artefact: Path, target: T
     """Write a package's files below ``root``. Two packages may bring one path here: the later one's file stays."""
     made: set[Path] = set()
     for file in source.files(package, artefact, target):
-        path = root / file.path
+        path = root / on_disk(file.path)
         if path.parent not in made:
             # A link of another package's may stand on the way, and this is the host.
             if not path.parent.resolve().is_relative_to(root.resolve()):
@@ -177,8 +177,13 @@ def _lay_out(source: FragmentSource, package: Package, artefact: Path, target: T
             made.add(path.parent)
         path.unlink(missing_ok=True)
         if file.link:
-            path.symlink_to(file.link)
+            path.symlink_to(on_disk(file.link))
         elif file.receipt is None:
             with file.content() as stream, path.open("wb") as output:
                 shutil.copyfileobj(stream, output, 1 << 20)
             os.chmod(path, file.mode | 0o400)  # noqa: PTH101
+
+
+def on_disk(path: str) -> str:
+    """A path of an image, which is UTF-8 there, as Python names it here: the same bytes in every locale."""
+    return os.fsdecode(path.encode("utf-8", "surrogateescape"))
