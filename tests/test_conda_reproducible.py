@@ -25,8 +25,7 @@ from conda_python import HOST_SUBDIR
 from engines import engine_folder, podman, skopeo
 from lithify.lockfile import Lock, Package, read_lock, write_lock
 from lithify.platforms import LINUX_AMD64, LINUX_ARM64, host_platform
-from lithify.read.family import read_family
-from lithify.read.requirements import lock_path
+from lithify.read.family import lock_path, read_family
 from lithify.read.settings import Settings
 from lithify.resolve import fingerprint_of
 from lithify.store.compression import GZIP, ZSTD, Compression
