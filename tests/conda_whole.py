@@ -102,14 +102,20 @@ class Whole:
         return self.run(*command, options=options).stdout.strip()
 
 
-def write_family(root: Path, distributions: Iterable[str], specials: Iterable[str] = SPECIALS) -> Path:
-    """Pangeo's family with ``distributions`` of the index, ``specials``, and an environment ``tools`` with a kernel."""
+def write_family(root: Path, distributions: Iterable[str], apt: str = "") -> Path:
+    """Pangeo's family with ``distributions`` of the index, `SPECIALS`, and an environment ``tools`` with a kernel.
+
+    ``apt`` is base-notebook's ``apt.txt``, if it is to have one.
+    """
     asked = sorted(conda_names(distributions) - {LEFT_FOR_USERS, "python"})
     tools = conda_families.environment(["python", "ipykernel", "proj-like"], name="tools")
     family = conda_families.write_pangeo(
         root,
-        notebook=[f"python={conda_families.HOST_PYTHON}", *asked, *specials],
-        more={f"{IMAGE}/environment-tools.yml": f"{tools}variables:\n  OF_TOOLS: 'yes'\n"},
+        notebook=[f"python={conda_families.HOST_PYTHON}", *asked, *SPECIALS],
+        more={
+            f"{IMAGE}/environment-tools.yml": f"{tools}variables:\n  OF_TOOLS: 'yes'\n",
+            **({f"{IMAGE}/apt.txt": apt} if apt else {}),
+        },
     )
     with (family / "lithify.toml").open("a", encoding="utf-8") as file:
         file.write(f'\n[images.{IMAGE}.environments.tools]\nkernel = "Tools"\n')
@@ -126,9 +132,15 @@ def names(requirements: Iterable[str]) -> list[str]:
     return [re.split(r"[\[<>=!~; ]", line)[0] for line in requirements]
 
 
-def build(folder: Path, channels: Path, distributions: Iterable[str]) -> None:
-    """Write the family into ``folder``, lock it, and build its images."""
-    family = write_family(folder / "family", distributions)
+def lines(requirements: Path) -> list[str]:
+    """The requirements in a file."""
+    found = (line.partition("#")[0].strip() for line in requirements.read_text().splitlines())
+    return [line for line in found if line and not line.startswith("-")]
+
+
+def build(folder: Path, channels: Path, distributions: Iterable[str], apt: str = "") -> None:
+    """Write the family into ``folder`` (see `write_family`), lock it, and build its images."""
+    family = write_family(folder / "family", distributions, apt)
     with channel_server.serving(channels) as server:
         settings = Settings(open_store(folder / "store").root, 2)
         settings = conda_families.served_from(settings, server.channel(conda_channel.CHANNEL))
@@ -199,7 +211,9 @@ def canonical(name):
 modules = collections.defaultdict(list)
 for module, owners in importlib.metadata.packages_distributions().items():
     for owner in owners:
-        modules[canonical(owner)].append(module)
+        # Some say of themselves that they have modules which they do not have.
+        if any(file.parts[0].partition(".")[0] == module for file in importlib.metadata.files(owner) or ()):
+            modules[canonical(owner)].append(module)
 failed = []
 for name in sys.argv[1:]:
     found = [one for one in modules[canonical(name)] if one.isidentifier() and not one.startswith("_")]

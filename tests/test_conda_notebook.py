@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import urllib.request
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -292,6 +293,8 @@ def unexplained(our_prefix: Path, their_prefix: Path, clobbered: Sequence[str] =
         if not conda_whole.reason(path, ours.get(path), theirs.get(path), clobbered)
     }
     our_records, their_records = conda_whole.records(our_prefix), conda_whole.records(their_prefix)
+    # Of a file that several packages bring alike, rattler writes down one owner; we all, as conda does.
+    owners = Counter(path for record in our_records.values() for path in conda_whole.files_of(record))
     assert our_records.keys() == their_records.keys()
     for file, record in our_records.items():
         told, expected = conda_whole.described(record), conda_whole.described(their_records[file])
@@ -299,8 +302,9 @@ def unexplained(our_prefix: Path, their_prefix: Path, clobbered: Sequence[str] =
             found[file] = {key: (told.get(key), expected.get(key)) for key in differences(told, expected)}
         files, expected_files = conda_whole.files_of(record), conda_whole.files_of(their_records[file])
         for path in differences(files, expected_files):
-            entry = theirs.get(path)
-            if path not in clobbered and (path in files or not conda_whole.reason(path, None, entry)):
+            alike = path in files and owners[path] > 1 and ours[path] == theirs[path]
+            left_out = path not in files and conda_whole.reason(path, None, theirs.get(path))
+            if path not in clobbered and not alike and not left_out:
                 found[f"{file}: {path}"] = (files.get(path), expected_files.get(path))
     return found
 
@@ -486,3 +490,43 @@ def test_podman_runs_jupyterlab_kernels_dask_and_conda(image: Whole) -> None:
         str(len(image.locked("notebook")) + 3),
         f"1000 1000 {PREFIX}",
     ]
+
+
+# -- slow ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def pangeo(shared: Path) -> Whole:
+    """The same with all that the committed family's pangeo-notebook asks for."""
+    with families.made_once(shared, "conda-pangeo") as (folder, empty):
+        if empty:
+            conda_whole.build(folder, conda_channel.pangeo_notebook(), PANGEO, OF_THE_SYSTEM)
+    return Whole(folder)
+
+
+PANGEO = (*conda_channel.BASE_NOTEBOOK, *conda_whole.lines(families.COMMITTED / "pangeo-notebook/requirements.txt"))
+
+
+# What wheels expect of every system; packages that conda's builders make look for it in their prefix.
+OF_THE_SYSTEM = "libexpat1\nlibgomp1\nlibstdc++6\n"
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_pangeo_notebook_is_whole(pangeo: Whole) -> None:
+    assert len(pangeo.locked("notebook")) > 300
+    assert "No broken requirements" in pangeo.run("pip", "check", check=False).stdout
+    wanted = [name for name in conda_whole.names(PANGEO) if name != conda_whole.LEFT_FOR_USERS]
+    result = pangeo.run("python", "-W", "ignore", "-c", conda_whole.IMPORT_ALL, *wanted)
+    assert json.loads(result.stdout.splitlines()[-1]) == [], result.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_pangeo_notebook_is_what_rattler_makes_of_it(pangeo: Whole, tmp_path: Path) -> None:
+    channel = conda_channel.pangeo_notebook() / conda_channel.CHANNEL
+    records = conda_whole.channel_records(channel, pangeo.locked("notebook"))
+    theirs = conda_oracle.install(records, tmp_path / "prefix", final=PREFIX)
+    ours = below(pangeo.root, PREFIX)
+    assert altered(ours) == []
+    assert unexplained(ours, theirs) == {}
