@@ -28,6 +28,7 @@ from lithify.store.store import Store, open_store
 
 pytestmark = [
     pytest.mark.network,
+    pytest.mark.xdist_group("system-layers"),  # they share a store, and some look at all that is in it
     pytest.mark.skipif(host_platform() != LINUX_AMD64, reason="these tests build on amd64"),
 ]
 BASE = DebianBase(debs.SUITE, (), "3.13")
