@@ -249,16 +249,17 @@ def test_rattler_installs_and_removes_a_package(root: Path, channels: Path, tmp_
     from rattler import PrefixRecord
 
     prefix = tmp_path / "prefix"
-    subprocess.run(["cp", "-a", str(below(root, PREFIX)), str(prefix)], check=True)
+    # A small one: it is copied, for rattler writes into it.
+    subprocess.run(["cp", "-a", str(below(root, PREFIXES["tools"])), str(prefix)], check=True)
     there = [PrefixRecord.from_path(path) for path in sorted(prefix.glob("conda-meta/*.json"))]
     more = conda_oracle.solve([(channels / conda_channel.CHANNEL).as_uri()], ["generic", "upgrade"])
     before = tree(prefix)
-    conda_oracle.install([*there, *more], prefix, final=PREFIX)
+    conda_oracle.install([*there, *more], prefix, final=PREFIXES["tools"])
     installed = tree(prefix)
     new = differences(before, installed)
     assert "share/generic/data.txt" in new and "share/upgrade/1.1" in new
     assert not new & before.keys()
-    conda_oracle.install(there, prefix, final=PREFIX)
+    conda_oracle.install(there, prefix, final=PREFIXES["tools"])
     assert differences(before, tree(prefix)) - {"CACHEDIR.TAG"} == set()
 
 
