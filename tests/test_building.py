@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -31,6 +33,23 @@ def test_an_unchanged_image_is_not_made_again(family: Path, ready: Settings) -> 
     (_, second) = lithify.build(family, settings=ready)
     assert second.unchanged
     assert second.digest == first.digest
+
+
+def test_a_script_that_calls_without_a_guard_is_told_about_it(
+    settings: Settings, python_layout: Path, every_wheel: tuple[families.Wheel, ...], tmp_path: Path
+) -> None:
+    family = families.write_small(tmp_path / "family", python_layout, every_wheel)
+    families.provide(open_store(settings.store), every_wheel)
+    script = tmp_path / "script.py"
+    call = f"lithify.build({str(family)!r}, settings=Settings(Path({str(settings.store)!r}), jobs=2))"
+    lines = ["import lithify", "from pathlib import Path", "from lithify.read.settings import Settings"]
+    script.write_text("\n".join([*lines, call]) + "\n")
+    unguarded = subprocess.run([sys.executable, script], capture_output=True, text=True, check=False)
+    assert unguarded.returncode != 0
+    assert '`if __name__ == "__main__":`' in unguarded.stderr
+    script.write_text("\n".join([*lines, "if __name__ == '__main__':", f"    {call}"]) + "\n")
+    guarded = subprocess.run([sys.executable, script], capture_output=True, text=True, check=False)
+    assert guarded.returncode == 0, guarded.stderr
 
 
 def test_a_base_that_changed_in_its_layout_is_noticed(

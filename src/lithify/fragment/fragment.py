@@ -205,7 +205,8 @@ def _in_processes(store: Store, recipes: Sequence[Recipe], jobs: int, finished: 
     except BrokenProcessPool as error:
         raise HostError(
             "a process that installs packages was killed",
-            hint="if it was for want of memory, `--jobs 1` needs less; what is done is kept",
+            hint="if it was for want of memory, `--jobs 1` needs less; what is done is kept. A script that calls "
+            'Lithify must do so below `if __name__ == "__main__":`, for these processes import it',
         ) from error
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
